@@ -1,0 +1,1 @@
+"""The wire, generated from protos/ssd/v1 by `make protos`."""
