@@ -7,10 +7,12 @@ grpcio-tools and mypy-protobuf (the `dev` extra). The virtual root `ssd_protos` 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = PACKAGE.parent
@@ -31,7 +33,7 @@ def generate(out: Path) -> None:
     if not (SOURCES / PROTO).is_file():
         raise GenerationError(f"there is no {SOURCES / PROTO}: run this in a checkout, not in an installed package")
     try:
-        from grpc_tools import protoc
+        protoc: Any = importlib.import_module("grpc_tools.protoc")
     except ImportError as error:
         raise GenerationError("grpcio-tools is missing: pip install -e '.[dev]'") from error
     bin_dir = Path(sys.executable).parent
