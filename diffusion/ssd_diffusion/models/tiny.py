@@ -143,7 +143,7 @@ def _write_tokenizer(folder: Path, vocab: int) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": IM_END,
-        "pad_token": END_OF_TEXT, "eos_ids": [0, 2], "model_max_length": _MAX_CONTEXT,
+        "pad_token": END_OF_TEXT, "eos_token_id": [0, 2], "model_max_length": _MAX_CONTEXT,
         "additional_special_tokens": [IM_START, IM_END],
     }  # fmt: skip
     _write_json(folder / "tokenizer_config.json", config)
@@ -169,11 +169,9 @@ def _write_cards(folder: Path, name: str, family: TinyFamily, width: int, vocab:
 
 
 def _fingerprint(folder: Path) -> str:
-    try:
-        from ssd_diffusion.tokenizer import fingerprint
-    except ImportError:
-        return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    return str(fingerprint(folder / "tokenizer.json"))
+    from ssd_diffusion.tokenizer import Tokenizer
+
+    return Tokenizer.load(folder).fingerprint
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
