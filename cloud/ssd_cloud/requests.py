@@ -1,0 +1,237 @@
+"""Reads and checks what callers send: messages in, plain values out, every rule of the wire held here.
+
+Whatever breaks a rule raises `BadRequest` or `Mismatch` before anything is computed or kept. Knows nothing about
+sessions that exist, engines or gRPC calls.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+from ssd_diffusion.engine import ModelSpec
+from ssd_diffusion.errors import DiffusionError
+from ssd_diffusion.sampler import DecodeParams, ProjectionKind
+from ssd_diffusion.window import StepRecord, check_grid
+from ssd_kernels.codec import DEFAULT_K, CodecKindName, CodecSpec
+from ssd_kernels.errors import KernelError
+from ssd_kernels.types import I32, TokenSets
+from ssd_protos.limits import MAX_GRID, PROTOCOL, Limits
+from ssd_protos.packing import PackingError, unpack_flags, unpack_ids, unpack_sets
+from ssd_protos.ssd.v1 import ssd_pb2
+
+from ssd_cloud.errors import BadRequest, Mismatch
+
+_T = TypeVar("_T")
+
+DecoderKind = Literal["window", "ssdlm", "ar"]
+
+_DECODERS: dict[int, DecoderKind] = {
+    ssd_pb2.DECODER_WINDOW: "window",
+    ssd_pb2.DECODER_SSDLM: "ssdlm",
+    ssd_pb2.DECODER_AUTOREGRESSIVE: "ar",
+}
+_CODECS: dict[int, CodecKindName] = {
+    ssd_pb2.CODEC_KIND_DENSE_F32: "dense-f32",
+    ssd_pb2.CODEC_KIND_DENSE_F16: "dense-f16",
+    ssd_pb2.CODEC_KIND_TOP_K: "top-k",
+}
+_PROJECTIONS: dict[int, ProjectionKind] = {
+    ssd_pb2.PROJECTION_SAMPLE: "sample",
+    ssd_pb2.PROJECTION_GREEDY: "greedy",
+    ssd_pb2.PROJECTION_MULTI_HOT: "multi-hot",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One pass as the caller sent it; sizes are checked against the window when it is taken."""
+
+    index: int
+    w_hat: bytes
+    counts: bytes
+    accepted: bytes
+    k: int
+    skip: bool
+
+    def same_decision(self, other: StepInput) -> bool:
+        """True when both say the same about the pass before."""
+        return (self.w_hat, self.counts, self.accepted) == (other.w_hat, other.counts, other.accepted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenInput:
+    """A session as it is to be.
+
+    Attributes:
+        prompt: public prompt ids, at least one.
+        noise_key: key of the shared noise.
+        decoder: how the answer is written.
+        one_way: the node runs its own chain.
+        params: window settings; projection settings hold for one-way only.
+        core_draw_key: key of the node's own draws (one-way).
+        codec: how logits are written.
+        history: passes already taken.
+    """
+
+    prompt: I32
+    noise_key: int
+    decoder: DecoderKind
+    one_way: bool
+    params: DecodeParams
+    core_draw_key: int
+    codec: CodecSpec
+    history: tuple[StepInput, ...]
+
+
+def check_protocol(protocol: str) -> None:
+    """Refuse another wire version.
+
+    Raises:
+        Mismatch: the caller's version is not this node's.
+    """
+    if protocol != PROTOCOL:
+        shown = protocol[:20] or "none"
+        raise Mismatch(f"the node speaks wire version {PROTOCOL} and the caller {shown}; update the older of the two")
+
+
+def read_open(message: ssd_pb2.Open, spec: ModelSpec, limits: Limits) -> OpenInput:
+    """Check an Open in full.
+
+    Raises:
+        Mismatch: another wire version, model or tokenizer.
+        BadRequest: any other rule broken.
+    """
+    check_protocol(message.protocol)
+    _check_model(message, spec)
+    decoder = _known(_DECODERS, message.decoder, "decoder")
+    if (decoder == "ssdlm") != (spec.family == "ssdlm"):
+        raise BadRequest(f"a model of the {spec.family} family does not offer the {decoder} decoder; see Describe")
+    if message.mode not in (ssd_pb2.MODE_OPEN, ssd_pb2.MODE_ONE_WAY):
+        raise BadRequest(f"unknown mode {message.mode}; use open or one-way")
+    one_way = message.mode == ssd_pb2.MODE_ONE_WAY
+    params = _params(message.params, spec, decoder, one_way)
+    prompt = _ids(message.prompt_ids, spec)
+    if len(prompt) < 1:
+        raise BadRequest("the prompt is empty; send at least one token")
+    if len(prompt) + params.max_tokens > spec.max_context:
+        raise BadRequest(
+            f"a prompt of {len(prompt)} tokens and an answer of {params.max_tokens} do not fit the model's context of "
+            f"{spec.max_context}; shorten one of them"
+        )
+    if len(message.history) > limits.max_passes:
+        raise BadRequest(f"a history of {len(message.history)} passes is over the bound of {limits.max_passes}")
+    return OpenInput(
+        prompt=prompt, noise_key=message.noise_key, decoder=decoder, one_way=one_way, params=params,
+        core_draw_key=message.params.core_draw_key, codec=_codec(message.codec, spec),
+        history=tuple(read_step(step, spec) for step in message.history),
+    )  # fmt: skip
+
+
+def read_step(message: ssd_pb2.Step, spec: ModelSpec) -> StepInput:
+    """Check what can be checked of a Step without its window.
+
+    Raises:
+        BadRequest: a top-k size over V.
+    """
+    if message.k > spec.vocab:
+        raise BadRequest(f"{message.k} entries a row are more than the vocabulary of {spec.vocab}")
+    return StepInput(
+        index=message.index, w_hat=message.w_hat, counts=message.w_hat_counts, accepted=message.accepted,
+        k=message.k, skip=message.skip,
+    )  # fmt: skip
+
+
+def read_record(
+    step: StepInput, positions: int, *, decoder: DecoderKind, multi_hot: bool, vocab: int, limits: Limits
+) -> StepRecord:
+    """The decision about the pass before, for a window of `positions`.
+
+    Raises:
+        BadRequest: sizes, ids or flags that do not fit the window.
+    """
+    if step.counts and not multi_hot:
+        raise BadRequest("only a multi-hot session may send several ids for a position")
+    try:
+        ids, offsets = unpack_sets(
+            step.w_hat, step.counts, positions=positions, vocab=vocab, max_set_ids=limits.max_set_ids
+        )
+        if decoder == "ar" and not step.accepted:
+            accepted = np.ones(1, np.bool_)
+        else:
+            accepted = unpack_flags(step.accepted, positions)
+    except PackingError as error:
+        raise BadRequest(f"pass {step.index}: {error}") from error
+    return StepRecord(TokenSets(ids=ids, offsets=offsets), accepted)
+
+
+def _check_model(message: ssd_pb2.Open, spec: ModelSpec) -> None:
+    if message.tokenizer_fingerprint != spec.tokenizer_fingerprint:
+        raise Mismatch(
+            f"the node's tokenizer is {spec.tokenizer_fingerprint} and the caller's "
+            f"{_printable(message.tokenizer_fingerprint)}; use an expert whose base matches this node"
+        )
+    if message.model_id != spec.model_id:
+        raise Mismatch(
+            f"the node serves {spec.model_id} and the caller expects {_printable(message.model_id)}; "
+            "describe the node again and start a new answer"
+        )
+
+
+def _params(message: ssd_pb2.DecodeParams, spec: ModelSpec, decoder: DecoderKind, one_way: bool) -> DecodeParams:
+    projection = _known(_PROJECTIONS, message.projection, "projection")
+    for name in ("temperature", "top_p", "entropy_budget"):
+        if not math.isfinite(getattr(message, name)) or getattr(message, name) < 0:
+            raise BadRequest(f"{name} must be a finite number, 0 or more")
+    if not 1 <= message.max_tokens <= spec.max_context:
+        raise BadRequest(f"max_tokens must be 1 to {spec.max_context}, not {message.max_tokens}")
+    block, grid = message.block, tuple(message.grid)
+    if decoder == "ar":
+        block, grid = 1, (1.0,)
+    if not 1 <= block <= spec.max_block:
+        raise BadRequest(f"the block must be 1 to {spec.max_block} positions, not {block}")
+    if not 1 <= len(grid) <= MAX_GRID or not all(math.isfinite(u) for u in grid):
+        raise BadRequest(f"the step grid must hold 1 to {MAX_GRID} finite noise levels")
+    try:
+        check_grid(grid, block, message.max_tokens)
+        params = DecodeParams(
+            block=block, grid=grid, max_tokens=message.max_tokens, projection=projection, eos_ids=spec.eos_ids
+        )
+        if one_way:  # in open mode the device decides, and need not say how
+            params = replace(
+                params, temperature=message.temperature, top_p=message.top_p, entropy_budget=message.entropy_budget
+            )
+    except DiffusionError as error:
+        raise BadRequest(str(error)) from error
+    return params
+
+
+def _codec(message: ssd_pb2.Codec, spec: ModelSpec) -> CodecSpec:
+    kind = _known(_CODECS, message.kind, "codec")
+    if message.k > spec.vocab:
+        raise BadRequest(f"{message.k} entries a row are more than the vocabulary of {spec.vocab}")
+    try:
+        return CodecSpec(kind=kind, k=message.k or DEFAULT_K, residual=message.residual)
+    except KernelError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _ids(data: bytes, spec: ModelSpec) -> I32:
+    try:
+        return unpack_ids(data, spec.vocab)
+    except PackingError as error:
+        raise BadRequest(f"the prompt: {error}") from error
+
+
+def _known(table: dict[int, _T], value: int, what: str) -> _T:
+    if value not in table:
+        raise BadRequest(f"unknown {what} {value}; see Describe for what this node offers")
+    return table[value]
+
+
+def _printable(text: str) -> str:
+    """A caller's own word, cut and cleaned so that it can stand in a message."""
+    shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in text[:100])
+    return shown or "none"
