@@ -1,0 +1,135 @@
+"""One pass of the SSD-2 family, in numpy: who reads whom, at which position, and what goes in at every position.
+
+A pass reads [pending clean tokens | anchor | window]. The pending tokens are causal and go into the cache; the anchor is
+the last clean token, once more, at u = 0; then come the B window positions. The anchor's query predicts the first window
+position and each window query the one after it (diffusion.md 2b). Positions at u = 1 say nothing and are hidden from all
+others. The torch side has the same rules for padded batches; tests hold one against the other.
+
+Knows one row at a time; nothing about networks, files, slots or sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from ssd_kernels.simplex import renoise_embed
+from ssd_kernels.types import F32, I32, I64, Bool, TokenSets
+
+from ssd_diffusion.schedule import SCHEDULE_S, SIMPLEX_K, alpha_bar
+from ssd_diffusion.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class PassLayout:
+    """Positions and mask of one pass with Q = pending + 1 + B queries after P cached tokens.
+
+    Attributes:
+        position_ids: position of every query. [Q]
+        allowed: True where a query may read a key; keys are the P cached ones, then the queries' own. [Q, P + Q]
+    """
+
+    position_ids: I64
+    allowed: Bool
+
+    @property
+    def bias(self) -> F32:
+        """The mask as an additive attention bias, 0 or the lowest float32. [1, 1, Q, P + Q]"""
+        lowest = np.finfo(np.float32).min
+        return np.where(self.allowed, np.float32(0), lowest)[None, None]
+
+
+def pass_layout(cached: int, pending: int, u: F32) -> PassLayout:
+    """Who may read whom in a pass.
+
+    Args:
+        cached: P, tokens whose keys and values are held already.
+        pending: clean tokens that this pass computes for the cache.
+        u: noise level per window position, in [0, 1]. [B]; B may be 0: a plain causal pass.
+    """
+    queries = pending + 1 + len(u)
+    own: Bool = np.zeros((queries, queries), np.bool_)
+    own[: pending + 1, : pending + 1] = np.tril(np.ones((pending + 1, pending + 1), np.bool_))
+    own[pending + 1 :, : pending + 1] = True
+    own[pending:, pending + 1 :] = u < 1.0
+    np.fill_diagonal(own, True)
+    allowed = np.concatenate([np.ones((queries, cached), np.bool_), own], axis=1)
+    return PassLayout(np.arange(cached, cached + queries, dtype=np.int64), allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class InputMaps:
+    """The maps from tokens, distributions and noise levels to input embeddings.
+
+    Attributes:
+        table: input embeddings E of the true vocabulary; may be memory-mapped. [V, H]
+        mean: mean of E over the vocabulary. [H]
+        w_diff: M. [H, H]
+        w_time: slope of W_time. [H]
+        w_time_bias: W_time(0). [H]
+    """
+
+    table: F32
+    mean: F32
+    w_diff: F32
+    w_time: F32
+    w_time_bias: F32
+
+    def embed(self, tokens: I32) -> F32:
+        """Clean tokens of the context, as the base embeds them. [n, H]"""
+        return np.asarray(self.table[tokens], dtype=np.float32)
+
+    def embed_clean(self, tokens: I32) -> F32:
+        """The anchor and accepted positions: E[token] + W_time(0). [n, H]"""
+        return self.embed(tokens) + self.w_time_bias
+
+    def embed_window(
+        self, window: Window, conditioning: F32, *, simplex_k: float = SIMPLEX_K, schedule_s: float = SCHEDULE_S
+    ) -> F32:
+        """Input embeddings of a window, each position by its own noise level. [B, H]
+
+        u = 0: E[token] + W_time(0). 0 < u < 1: M((softmax(x_t) E + c) / 2) + W_time(u), c the self-conditioning.
+        u = 1: M(mean of E) + W_time(1), without noise.
+
+        Args:
+            window: the window.
+            conditioning: softmax(previous logits) E per position, the mean of E where there are none. [B, H]
+            simplex_k: K of the simplex.
+            schedule_s: s of the cosine schedule.
+        """
+        u = window.u
+        mixed = np.broadcast_to(self.mean, conditioning.shape).copy()
+        partly = np.flatnonzero((u > 0.0) & (u < 1.0))
+        if len(partly):
+            noised = renoise_embed(
+                TokenSets.of([window.w_hat.row(int(i)).tolist() for i in partly]),
+                alpha_bar(u[partly], schedule_s).astype(np.float32),
+                self.table,
+                noise_key=window.noise_key,
+                positions=window.positions[partly],
+                step=window.step,
+                block=window.block,
+                k=simplex_k,
+            )
+            mixed[partly] = (noised + conditioning[partly]) / 2
+        out: F32 = np.asarray(mixed @ self.w_diff.T + u[:, None] * self.w_time + self.w_time_bias, dtype=np.float32)
+        clean = np.flatnonzero(u == 0.0)
+        out[clean] = self.embed_clean(window.w_hat.ids[window.w_hat.offsets[clean]])
+        return out
+
+
+def shift_conditioning(previous: F32 | None, moved: int, block: int, mean: F32) -> F32:
+    """Self-conditioning of a pass: the outcome of the pass before, moved to where the window is now. [B, H]
+
+    Args:
+        previous: softmax(logits) E per position of the pass before, or None. [B', H]
+        moved: by how many positions the window has slid since.
+        block: B.
+        mean: what stands where there was no position before. [H]
+    """
+    out: NDArray[np.float32] = np.broadcast_to(mean, (block, len(mean))).astype(np.float32)
+    if previous is not None:
+        kept = previous[max(moved, 0) :][:block]
+        out[: len(kept)] = kept
+    return out
