@@ -80,14 +80,14 @@ class Engine(Protocol):
         ...
 
     def commit(self, slots: Sequence[int], tokens: Sequence[I32]) -> None:
-        """Append clean tokens to the contexts. They are computed together with the next step, not by a pass of their own."""
+        """Append clean tokens to the contexts. They are computed with the next step, not by a pass of their own."""
         ...
 
     def step(self, slots: Sequence[int], windows: Sequence[Window]) -> list[F32]:
         """Denoise one window per slot; returns raw logits [B, V] for each, and keeps the self-conditioning state.
 
-        Calling it again with the same `window.step` recomputes the same logits. A row's bits do not depend on the
-        other rows of the call.
+        Calling it again with the same `window.step` recomputes the same logits; at `window.step` 0 there are no
+        previous logits to condition on, whatever came before. A row's bits do not depend on the other rows of the call.
 
         Raises:
             ContextOverflow: context and window exceed `spec.max_context`.
@@ -137,6 +137,14 @@ class Member(Protocol):
         """Logits [B, V] for the window, after appending the tokens committed since the call before.
 
         Rows come back as logits or log-probabilities; callers normalise.
+
+        Raises:
+            MemberLost: the member cannot answer any more.
+        """
+        ...
+
+    def skip(self, window: Window, committed: I32) -> None:
+        """A pass that goes by without this member: it is only told the window and what was committed.
 
         Raises:
             MemberLost: the member cannot answer any more.

@@ -1,8 +1,8 @@
 """The window of open positions and how it moves: the one rule that device and node share.
 
-A window is B positions after the committed text. Every position has its own level on the step grid: it enters at level 0
-(u = 1, pure noise), goes one level down each pass while it is open (and stays on the last level), and is clean (u = 0) once
-it is accepted. The accepted prefix is committed and the window slides (diffusion.md 2b). Both sides of the wire call
+A window is B positions after the committed text. Every position has its own level on the step grid: it enters at
+level 0 (u = 1, pure noise), goes one level down each pass while it is open (and stays on the last level), and is clean
+(u = 0) once it is accepted. The accepted prefix is committed and the window slides. Both sides of the wire call
 `advance` with the same `w_hat` and `accepted`, so neither sends noise levels.
 
 Knows nothing about models, logits, randomness or the wire.
@@ -10,12 +10,26 @@ Knows nothing about models, logits, randomness or the wire.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 from ssd_kernels.types import F32, I32, Bool, TokenSets
 
 from ssd_diffusion.errors import InvalidStep
+
+
+def check_grid(grid: tuple[float, ...], block: int, limit: int) -> None:
+    """Refuse a grid that does not fall strictly from 1, or an empty block or answer.
+
+    Raises:
+        InvalidStep: one of these.
+    """
+    falls = all(b < a for a, b in itertools.pairwise(grid))
+    if not grid or abs(grid[0] - 1.0) > 1e-6 or not grid[-1] > 0 or not falls:
+        raise InvalidStep("the step grid must start at 1 and fall strictly towards 0")
+    if block < 1 or limit < 1:
+        raise InvalidStep("the block and the number of tokens must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +106,7 @@ class WindowState:
         Raises:
             InvalidStep: the grid does not start at 1 or does not fall strictly, or block or limit is below 1.
         """
-        if not grid or abs(grid[0] - 1.0) > 1e-6 or grid[-1] <= 0 or any(b >= a for a, b in zip(grid, grid[1:], strict=False)):
-            raise InvalidStep("the step grid must start at 1 and fall strictly towards 0")
-        if block < 1 or limit < 1:
-            raise InvalidStep("the block and the number of tokens must be at least 1")
+        check_grid(grid, block, limit)
         b = min(block, limit)
         return WindowState(
             grid=(1.0, *grid[1:]), noise_key=noise_key, block=block, limit=limit,
@@ -151,5 +162,5 @@ class WindowState:
         if (counts < 1).any() or (counts[accepted] != 1).any():
             raise InvalidStep("every open position needs an estimate, and an accepted one exactly one token")
         for i in np.flatnonzero(self.level < 0):
-            if not accepted[i] or sets.row(i)[0] != self.w_hat.row(i)[0]:
+            if not accepted[i] or sets.row(int(i))[0] != self.w_hat.row(int(i))[0]:
                 raise InvalidStep("an accepted position was given up or changed")

@@ -1,0 +1,70 @@
+"""A member that runs on an engine in this process.
+
+Knows one slot of one engine; the same engine may hold several members (the expert with and without private context).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ssd_kernels.types import F32, I32
+
+from ssd_diffusion.engine import Engine, ModelSpec
+from ssd_diffusion.window import Window
+
+
+class EngineMember:
+    """One slot of an engine as a `Member`.
+
+    Args:
+        engine: where it runs; used by one thread at a time.
+        slot: a free slot.
+        context: clean token ids before the answer, at least one.
+        name: short name for reports.
+
+    Raises:
+        ContextOverflow: the context does not fit the engine.
+    """
+
+    def __init__(self, engine: Engine, slot: int, context: I32, *, name: str) -> None:
+        self._engine, self._slot, self._name = engine, slot, name
+        self._open = True
+        engine.prefill([slot], [np.asarray(context, dtype=np.int32)])
+
+    @property
+    def name(self) -> str:
+        """Short name for reports."""
+        return self._name
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        return self._engine.spec
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes of the network so far."""
+        return self._engine.forward_passes(self._slot)
+
+    def step(self, window: Window, committed: I32) -> F32:
+        """Logits [B, V] for the window, after appending the committed tokens."""
+        self._append(committed)
+        return self._engine.step([self._slot], [window])[0]
+
+    def skip(self, window: Window, committed: I32) -> None:  # noqa: ARG002 - the slot needs the tokens alone
+        """Append the committed tokens without a pass."""
+        self._append(committed)
+
+    def next(self, committed: I32) -> F32:
+        """Next-token logits [V] of the autoregressive twin."""
+        self._append(committed)
+        return self._engine.next_logits([self._slot])[0]
+
+    def close(self) -> None:
+        """Release the slot. Safe to call twice."""
+        if self._open:
+            self._open = False
+            self._engine.release([self._slot])
+
+    def _append(self, committed: I32) -> None:
+        if len(committed):
+            self._engine.commit([self._slot], [committed])
