@@ -1,9 +1,9 @@
 """One pass of the SSD-2 family, in numpy: who reads whom, at which position, and what goes in at every position.
 
-A pass reads [pending clean tokens | anchor | window]. The pending tokens are causal and go into the cache; the anchor is
-the last clean token, once more, at u = 0; then come the B window positions. The anchor's query predicts the first window
-position and each window query the one after it (diffusion.md 2b). Positions at u = 1 say nothing and are hidden from all
-others. The torch side has the same rules for padded batches; tests hold one against the other.
+A pass reads [pending clean tokens | anchor | window]. The pending tokens are causal and go into the cache; the anchor
+is the last clean token, once more, at u = 0; then come the B window positions. The anchor's query predicts the first
+window position and each window query the one after it (diffusion.md 2b). Positions at u = 1 say nothing and are hidden
+from all others. The torch side has the same rules for padded batches; tests hold one against the other.
 
 Knows one row at a time; nothing about networks, files, slots or sampling.
 """
