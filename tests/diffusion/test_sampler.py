@@ -95,8 +95,9 @@ def test_answer_ends_at_eos(make_engine: Callable, make_member: Callable) -> Non
 
 
 def test_early_exit_accepts_a_window_that_stands_still(make_engine: Callable, make_member: Callable) -> None:
-    engine = make_engine(sharpness=50.0)
-    engine.table[-1, 9] = 900.0
+    engine = make_engine()
+    engine.table[-1] = 0.0
+    engine.table[-1, 9] = 9.0
     params = replace(GREEDY, stable_passes=1, max_tokens=12, grid=(1.0, 0.8, 0.6))
     with core_only(make_member(engine)) as ensemble:
         quick = len(list(denoise(ensemble, params, noise_key=1, draw_key=2)))
