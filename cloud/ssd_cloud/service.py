@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ _log = logging.getLogger("ssd_cloud.service")
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
-_WIRE_CODECS: dict[codec.CodecKindName, tuple[ssd_pb2.CodecKind, str]] = {
+_WIRE_CODECS: dict[codec.CodecKindName, tuple[ssd_pb2.CodecKind.ValueType, str]] = {
     "dense-f32": (ssd_pb2.CODEC_KIND_DENSE_F32, "float32"),
     "dense-f16": (ssd_pb2.CODEC_KIND_DENSE_F16, "float16"),
     "top-k": (ssd_pb2.CODEC_KIND_TOP_K, "topk"),
@@ -87,6 +88,11 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         self._over = False
         self._calls: set[asyncio.Task[Any]] = set()
 
+    @property
+    def busy(self) -> bool:
+        """True while a call is open."""
+        return bool(self._calls)
+
     def end_calls(self) -> None:
         """Shutting down for good: answer every call that is still open with UNAVAILABLE."""
         self._over = True
@@ -95,15 +101,11 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
 
     # ---- the three methods ----
 
-    async def Describe(  # type: ignore[override]
-        self, request: ssd_pb2.DescribeRequest, context: _Context
-    ) -> ssd_pb2.DescribeResponse:
+    async def Describe(self, request: ssd_pb2.DescribeRequest, context: _Context) -> ssd_pb2.DescribeResponse:
         """What this node serves."""
         return await self._answer(context, self._describe(request))
 
-    async def DenoiseStep(  # type: ignore[override]
-        self, request: ssd_pb2.DenoiseStepRequest, context: _Context
-    ) -> ssd_pb2.DenoiseStepResponse:
+    async def DenoiseStep(self, request: ssd_pb2.DenoiseStepRequest, context: _Context) -> ssd_pb2.DenoiseStepResponse:
         """One pass of a session."""
         return await self._answer(context, self._unary(request, context))
 
@@ -251,7 +253,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
     async def _own_pass(self, session: Session, deadline: float | None) -> tuple[ssd_pb2.StepResult, str | None]:
         """One pass of the node's own chain: its result, and why the answer ends with it, if it does."""
         request = session.request
-        session.touched = asyncio.get_running_loop().time()
+        session.touched = time.monotonic()
         computed = await self._compute(session, deadline)
         result = await self._result(session, computed, k=0)
         record = (await asyncio.to_thread(_decide, computed.logits, session)).record

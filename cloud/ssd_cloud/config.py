@@ -1,0 +1,49 @@
+"""The node's configuration file: a TOML table for each command, its keys named as the flags (`max_sessions = 8`).
+
+A flag beats its environment variable, and that beats the file. Knows nothing about what the keys mean.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ssd_cloud.errors import UsageError
+
+
+def path() -> Path:
+    """$SSD_CONFIG, or node.toml in this user's configuration folder."""
+    chosen = os.environ.get("SSD_CONFIG")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_config_dir("ssd2")) / "node.toml"
+
+
+def defaults(known: Mapping[str, frozenset[str]]) -> dict[str, dict[str, Any]]:
+    """Defaults from the file, by command.
+
+    Args:
+        known: the keys that each command takes.
+
+    Raises:
+        UsageError: the file is not TOML, or names a command or key that does not exist.
+    """
+    file = path()
+    try:
+        stored = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        if os.environ.get("SSD_CONFIG"):
+            raise UsageError(f"there is no configuration file {file}; correct SSD_CONFIG or unset it") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"the configuration file {file} cannot be read: {error}") from error
+    for command, keys in stored.items():
+        if command not in known or not isinstance(keys, dict):
+            raise UsageError(f"{file} has no use for {command!r}; its tables are {', '.join(sorted(known))}")
+        unknown = sorted(set(keys) - known[command])
+        if unknown:
+            raise UsageError(f"{file} has no use for {unknown[0]!r} in [{command}]; see ssd-cloud {command} --help")
+    return stored
