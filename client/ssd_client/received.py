@@ -1,0 +1,103 @@
+"""The core's logits as they arrive: decoded, and held against what the codec left out.
+
+A sparse codec bounds how far the fused distribution can lie from the exact one (total variation). The bound is computed
+with the expert's own logits, so it never leaves the device; where it is over the limit, `open` asks for a wider answer.
+One-way never asks: that request would depend on private logits. Knows nothing about connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ssd_diffusion.ensemble import Weights
+from ssd_kernels.codec import CodecKindName, CodecSpec, Decoded, decode_full, total_variation_bound
+from ssd_kernels.errors import CodecError
+from ssd_kernels.types import F32
+from ssd_protos.ssd.v1 import ssd_pb2
+
+WIRE_CODECS: dict[CodecKindName, ssd_pb2.CodecKind.ValueType] = {
+    "dense-f32": ssd_pb2.CODEC_KIND_DENSE_F32,
+    "dense-f16": ssd_pb2.CODEC_KIND_DENSE_F16,
+    "top-k": ssd_pb2.CODEC_KIND_TOP_K,
+}
+_WIDER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The total-variation bound over an answer's passes.
+
+    Attributes:
+        mean: mean over open positions and passes.
+        worst: the largest.
+        asked_again: passes for which a wider answer was asked.
+    """
+
+    mean: float
+    worst: float
+    asked_again: int
+
+
+class Received:
+    """Decodes the core's logits and reviews them against the expert's. One object an answer.
+
+    Args:
+        codec: what was agreed.
+        vocab: V.
+        tail: the codec's tail shape, log-probabilities [V], or None.
+        weights: of the ensemble; stay on this device.
+        limit: largest bound at the leftmost open position before a wider answer is asked for; 1 never asks.
+    """
+
+    def __init__(self, codec: CodecSpec, *, vocab: int, tail: F32 | None, weights: Weights, limit: float) -> None:
+        self._codec, self._vocab, self._tail, self._weights, self._limit = codec, vocab, tail, weights, limit
+        self._last: Decoded | None = None
+        self._k = codec.k
+        self._sum, self._rows, self._worst, self._again = 0.0, 0, 0.0, 0
+        self.ask: Callable[[int], F32] | None = None
+
+    def read(self, logits: ssd_pb2.Logits, rows: int, k: int) -> F32:
+        """The message as float32 [rows, V]. Raises CodecError."""
+        if list(logits.shape) != [rows, self._vocab]:
+            raise CodecError(f"The logits have the shape {list(logits.shape)} instead of [{rows}, {self._vocab}].")
+        if logits.codec != WIRE_CODECS[self._codec.kind]:
+            raise CodecError("The logits came in another codec than was agreed.")
+        spec = replace(self._codec, k=max(k, self._codec.k)) if k else self._codec
+        self._k = spec.k
+        self._last = decode_full(logits.data, rows=rows, vocab=self._vocab, spec=spec, tail_logp=self._tail)
+        return self._last.logp
+
+    def review(self, core: F32, private: F32 | None, public: F32 | None) -> F32:
+        """The core's logits to use: these, or wider ones where the bound at the first position is over the limit."""
+        bound = self._bound(private, public)
+        while self.ask is not None and bound is not None and bound[0] > self._limit and self._k < self._vocab:
+            self._again += 1
+            core = self.ask(min(self._vocab, _WIDER * self._k, 0xFFFF))
+            bound = self._bound(private, public)
+            if self._k >= 0xFFFF:
+                break
+        if bound is not None:
+            self._sum += float(bound.sum())
+            self._rows += len(bound)
+            self._worst = max(self._worst, float(bound.max()))
+        return core
+
+    def bound(self) -> Bound | None:
+        """The bound so far, or None for a codec that leaves nothing out."""
+        if not self._rows:
+            return None
+        return Bound(mean=self._sum / self._rows, worst=self._worst, asked_again=self._again)
+
+    def _bound(self, private: F32 | None, public: F32 | None) -> F32 | None:
+        if self._codec.kind != "top-k" or self._last is None:
+            return None
+        weights = self._weights
+        alpha = weights.alpha if public is not None else 0.0
+        return np.asarray(
+            total_variation_bound(
+                self._last, private, public, lam=weights.lam, alpha=alpha, contrast_top_p=weights.contrast_top_p
+            ),
+            dtype=np.float32,
+        )
