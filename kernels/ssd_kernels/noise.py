@@ -65,10 +65,10 @@ def words(
 
 def _normals_numpy(x: U32, vocab: int) -> F64:
     """Box-Muller in float64 over the lane pairs (0, 1) and (2, 3)."""
-    u = uniforms(x).reshape(len(x), -1, 2)
+    u = uniforms(x).reshape(len(x), x.shape[1] // 2, 2)
     radius, angle = np.sqrt(-2.0 * np.log(u[..., 0])), 2.0 * np.pi * u[..., 1]
     z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return np.asarray(z.reshape(len(x), -1)[:, :vocab])
+    return np.asarray(z.reshape(x.shape)[:, :vocab])
 
 
 def _gumbels_numpy(x: U32, vocab: int) -> F64:

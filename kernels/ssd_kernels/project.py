@@ -119,7 +119,7 @@ def sample(
     purpose: Purpose = Purpose.DRAW,
     backend: BackendName | None = None,
 ) -> TokenSets:
-    """One draw per row from the nucleus of softmax(logp / temperature), by Gumbel-max: argmax of logp / temperature + g.
+    """One draw per row from the nucleus of softmax(logp / temperature): argmax of logp / temperature + Gumbel g.
 
     The Gumbel g of a token depends on key, token id, position, step, block and purpose alone, so two sides whose rows
     differ in the last digits still draw the same token almost always. Scores are float64; ties go to the lower id.
