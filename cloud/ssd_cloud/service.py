@@ -270,7 +270,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
     async def _result(self, session: Session, computed: Computed, *, k: int) -> ssd_pb2.StepResult:
         spec = session.request.codec
         if k and spec.kind == "top-k":
-            spec = replace(spec, k=k)
+            spec = replace(spec, k=k, residual=0.0)  # exactly k entries: the caller found the row too short
         try:
             data = await asyncio.to_thread(codec.encode, computed.logits, spec)
         except KernelError as error:  # NaN or infinite logits

@@ -1,0 +1,1 @@
+"""The command line `ssd-cloud`. Importing it loads neither torch nor gRPC."""
