@@ -24,6 +24,7 @@ from ssd_protos.limits import Limits, channel_options
 from ssd_protos.ssd.v1 import ssd_pb2, ssd_pb2_grpc
 
 from ssd_cloud.auth import Authenticator, TokenInterceptor
+from ssd_cloud.decoding import DecodingInterceptor
 from ssd_cloud.errors import StartError, UsageError
 from ssd_cloud.scheduler import Scheduler
 from ssd_cloud.service import SsdService
@@ -116,7 +117,7 @@ class Node:
         self.service = SsdService(spec, self.limits, self.store, self.scheduler, authenticator)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[TokenInterceptor(authenticator)],
+            interceptors=[TokenInterceptor(authenticator), DecodingInterceptor(SERVICE_NAME)],
             options=_server_options(self.limits),
             maximum_concurrent_rpcs=4 * settings.max_sessions + 64,
         )

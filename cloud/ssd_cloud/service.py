@@ -33,6 +33,7 @@ from ssd_protos.ssd.v1 import ssd_pb2, ssd_pb2_grpc
 
 from ssd_cloud import __version__
 from ssd_cloud.auth import Authenticator
+from ssd_cloud.decoding import Undecodable
 from ssd_cloud.errors import BadRequest, Draining, EngineFailed, Expired, RequestError
 from ssd_cloud.requests import StepInput, check_protocol, read_open, read_step
 from ssd_cloud.scheduler import Computed, Scheduler
@@ -120,6 +121,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
     # ---- their bodies ----
 
     async def _describe(self, request: ssd_pb2.DescribeRequest) -> ssd_pb2.DescribeResponse:
+        _check_readable(request)
         check_protocol(request.protocol)
         spec, limits = self._spec, self._limits
         ours = ssd_pb2.DECODER_SSDLM if spec.family == "ssdlm" else ssd_pb2.DECODER_WINDOW
@@ -136,6 +138,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         )  # fmt: skip
 
     async def _unary(self, request: ssd_pb2.DenoiseStepRequest, context: _Context) -> ssd_pb2.DenoiseStepResponse:
+        _check_readable(request)
         owner, deadline = self._owner(context), _deadline(context)
         if not request.HasField("step") and not request.last:
             raise BadRequest("the message holds no pass; set step")
@@ -293,6 +296,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
                 message = await context.read()
         except TimeoutError as error:
             raise self._idle() from error
+        _check_readable(message)
         return None if message is grpc.aio.EOF else cast(ssd_pb2.DenoiseRequest, message)
 
     async def _write(self, context: _Context, message: ssd_pb2.DenoiseResponse) -> None:
@@ -340,6 +344,11 @@ def _decide(logits: F32, session: Session) -> Decision:
     if isinstance(state, BlockState):
         return decide_block(logp, state, params, draw_key=key, purpose=Purpose.CORE_DRAW)
     return decide(logp, cast(WindowState, state), params, draw_key=key, purpose=Purpose.CORE_DRAW)
+
+
+def _check_readable(message: object) -> None:
+    if isinstance(message, Undecodable):
+        raise BadRequest("the bytes are no message of ssd.v1; caller and node may be of different versions")
 
 
 def _deadline(context: _Context) -> float | None:
