@@ -49,6 +49,7 @@ lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	@$(BIN)/mypy examples/demo.py examples/office_documents.py
 	@if [ -f protos/generate.py ]; then $(BIN)/python protos/generate.py --check; fi
 	@$(PYTEST) tests/house -m 'not slow'
 

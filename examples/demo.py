@@ -2,8 +2,8 @@
 
 It makes an expert from the sample folder, starts a node, asks both for answers, shows what crossed the wire, and stops
 the node. Everything lies under .demo/, apart from your own experts and settings: the device's part in .demo/device, the
-node's in .demo/node. The answers are also written to .demo/summary.json. Exits with 1 when anything fails or an answer is
-empty.
+node's in .demo/node. The answers are also written to .demo/summary.json. Exits with 1 when anything fails or an answer
+is empty.
 
     python examples/demo.py [--max-minutes 4] [--ask QUESTION] [--check] [--json]
 
