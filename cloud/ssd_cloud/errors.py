@@ -17,8 +17,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import grpc
-
 
 class NodeError(Exception):
     """Base of all errors raised by ssd_cloud."""
@@ -27,20 +25,20 @@ class NodeError(Exception):
 class RequestError(NodeError):
     """A request that is answered with a status instead of a result."""
 
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    code: ClassVar[str] = "UNKNOWN"
     retry_after_s: float | None = None
 
 
 class BadRequest(RequestError):
     """A message that breaks the rules of the wire."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = "INVALID_ARGUMENT"
 
 
 class Mismatch(RequestError):
     """The caller speaks another wire version, or expects another model or tokenizer."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = "FAILED_PRECONDITION"
 
 
 class NodeFull(RequestError):
@@ -51,7 +49,7 @@ class NodeFull(RequestError):
         retry_after_s: when to come back, in seconds; None where waiting does not help.
     """
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = "RESOURCE_EXHAUSTED"
 
     def __init__(self, message: str, retry_after_s: float | None) -> None:
         super().__init__(message)
@@ -61,7 +59,7 @@ class NodeFull(RequestError):
 class UnknownSession(RequestError):
     """No such session for this caller."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = "NOT_FOUND"
 
     def __init__(self) -> None:
         super().__init__("the node holds no such session; open it again with its history")
@@ -70,7 +68,7 @@ class UnknownSession(RequestError):
 class Draining(RequestError):
     """The node is shutting down."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = "UNAVAILABLE"
 
     def __init__(self) -> None:
         super().__init__("the node is shutting down; open the session again with its history, here or elsewhere")
@@ -79,13 +77,13 @@ class Draining(RequestError):
 class Expired(RequestError):
     """The deadline passed before the work was done, or nothing came for too long."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code = "DEADLINE_EXCEEDED"
 
 
 class EngineFailed(RequestError):
     """The model could not compute."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = "INTERNAL"
 
     def __init__(self) -> None:
         super().__init__(

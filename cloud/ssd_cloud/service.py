@@ -318,7 +318,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
             return await body
         except RequestError as error:
             self.counters.failed += 1
-            _log.info("call refused", extra={"code": error.code.name})
+            _log.info("call refused", extra={"code": error.code})
             return await _abort(context, error)
         except asyncio.CancelledError:
             self.counters.cancelled += 1
@@ -370,7 +370,7 @@ async def _abort(context: _Context, error: RequestError) -> NoReturn:
         packed = any_pb2.Any()
         packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         details.append(packed)
-    rich = status_pb2.Status(code=error.code.value[0], message=str(error), details=details)
+    rich = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=str(error), details=details)
     status = rpc_status.to_status(rich)
     await context.abort(status.code, status.details, status.trailing_metadata)
     raise AssertionError("abort always raises")

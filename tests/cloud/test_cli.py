@@ -1,0 +1,133 @@
+"""The command line in this process: flags, environment, file, sentences and exit codes. `serve` itself: test_process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from ssd_cloud.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch, tmp_path):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("SSD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SSD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return caught.value.code or 0, captured.out, captured.err
+
+
+def test_help_needs_no_torch_and_no_grpc(own_home):
+    code = (
+        "import sys\nfrom ssd_cloud.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'transformers', 'grpc'} & set(sys.modules), 'too much loaded'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("serve", "models", "plan", "token", "adapt", "instruct"))
+
+
+def test_tokens(capsys):
+    code, out, _ = call(capsys, "token", "new", "--name", "laptop", "--json")
+    made = json.loads(out)
+    assert (code, made["name"], made["token"][:4]) == (0, "laptop", "ssd_")
+    code, out, _ = call(capsys, "token", "list", "--json")
+    assert json.loads(out) == [{k: made[k] for k in ("id", "name", "created")}]
+    code, out, _ = call(capsys, "token", "list")
+    assert made["id"] in out
+    assert made["token"] not in out
+    assert call(capsys, "token", "revoke", made["id"])[0] == 0
+    code, _, err = call(capsys, "token", "revoke", made["id"])
+    assert (code, err.count("\n"), "token list" in err) == (2, 1, True)
+    assert "ssd_" in call(capsys, "token", "new")[1]
+
+
+def test_models(capsys, own_home):
+    code, out, _ = call(capsys, "models", "--json")
+    assert (code, [m["name"] for m in json.loads(out)]) == (0, ["smollm2-135m-ssd2"])
+    broken = own_home / "home/models/broken"
+    broken.mkdir(parents=True)
+    (broken / "model.json").write_text("{")
+    found = {m["name"]: m["ready"] for m in json.loads(call(capsys, "models", "--json")[1])}
+    assert found == {"smollm2-135m-ssd2": False, "broken": False}
+    assert "broken" in call(capsys, "models")[1]
+
+
+def test_plan(capsys):
+    code, out, _ = call(capsys, "plan", "--model", "opt-13b", "--gpu", "80GB", "--json")
+    made = json.loads(out)
+    assert (code, made["sessions"], made["cache_bytes_a_token"]) == (0, 29, 819_200)
+    code, out, _ = call(capsys, "plan", "--model", "opt-13b")
+    assert (code, "0.819 MB" in out, "29" in out) == (0, True, True)
+    code, out, _ = call(capsys, "plan", "--model", "opt-66b")
+    assert (code, "tokens/s" in out) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["plan", "--model", "opt-14b"], "opt-13b"), (["plan", "--model", "opt-13b", "--gpu", "big"], "80GB"),
+     (["plan", "--model", "opt-13b", "--dtype", "int3"], "bf16"),
+     (["serve", "--listen", "nowhere"], "HOST:PORT"), (["serve", "--listen", "127.0.0.1:99999"], "HOST:PORT"),
+     (["serve", "--listen", "0.0.0.0:0"], "--tls-cert"), (["serve", "--listen", "0.0.0.0:0", "--no-token"], "this machine"),
+     (["serve", "--token", "abc"], "8 printable"), (["serve", "--token", "long enough", "--no-token"], "contradict"),
+     (["serve", "--cache-bytes", "lots"], "GiB"), (["serve", "--log-level", "loud"], "warning")],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_2(capsys, arguments, words):
+    code, out, err = call(capsys, *arguments)
+    assert (code, out, words in err, err.count("\n")) == (2, "", True, 1), err
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--max-sessions", "0"], ["serve", "--nonsense"], ["nonsense"]])
+def test_wrong_flags_are_exit_2(capsys, arguments):
+    assert call(capsys, *arguments)[0] == 2
+
+
+def test_a_missing_model_is_exit_1(capsys):
+    code, _, err = call(capsys, "serve", "--model", "nothing-here", "--listen", "127.0.0.1:0")
+    assert (code, "ssd-cloud models" in err, err.count("\n")) == (1, True, 1)
+
+
+def test_flag_beats_variable_beats_file(capsys, monkeypatch, own_home):
+    file = own_home / "node.toml"
+    file.write_text('[plan]\nmodel = "opt-125m"\nblock = 7\ncontext = 100\ndtype = "fp32"\n')
+    monkeypatch.setenv("SSD_CONFIG", str(file))
+    monkeypatch.setenv("SSD_CONTEXT", "200")
+    monkeypatch.setenv("SSD_DTYPE", "fp16")
+    made = json.loads(call(capsys, "plan", "--dtype", "bf16", "--json")[1])
+    assert (made["model"], made["block"], made["context"], made["dtype"]) == ("opt-125m", 7, 200, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[plan\n", "cannot be read"), ("[nonsense]\n", "no use for 'nonsense'"), ("[serve]\nlisen = 1\n", "'lisen'"),
+     ("serve = 3\n", "no use for 'serve'")],
+)  # fmt: skip
+def test_a_wrong_file_is_exit_2(capsys, monkeypatch, own_home, text, words):
+    file = own_home / "node.toml"
+    file.write_text(text)
+    monkeypatch.setenv("SSD_CONFIG", str(file))
+    code, _, err = call(capsys, "models")
+    assert (code, words in err) == (2, True), err
+    monkeypatch.setenv("SSD_CONFIG", str(own_home / "missing.toml"))
+    assert call(capsys, "models")[0] == 2
+
+
+def test_a_home_that_cannot_be_written_is_exit_1(capsys, monkeypatch, own_home):
+    (own_home / "file").write_text("")
+    monkeypatch.setenv("SSD_HOME", str(own_home / "file" / "home"))
+    code, _, err = call(capsys, "token", "new")
+    assert (code, err.count("\n")) == (1, 1)
