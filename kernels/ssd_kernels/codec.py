@@ -2,12 +2,18 @@
 
 A top-k row is self-contained and byte-aligned, little-endian, bits from the least significant upwards:
 
-    u16 k | u8 value bits n | f32 residual r | k low id bits of l each | high id bits in unary | k values of n bits
+    u16 k | u8 step exponent e << 4 | Rice parameter b | f32 residual mass r | u16 zeros z
+    k low id bits of l each | high id bits in unary | k low value bits of b each | high value bits in unary
 
-The head is the k most probable tokens, in id order. Ids are Elias-Fano coded: l = floor(log2(V / k)) low bits as they
-are, and bit (id >> l) + i set for entry i among k + ((V - 1) >> l) + 1. A value q stands for a log-probability q steps
-of VALUE_STEP nats below the row's largest; the decoder scales the head to the mass 1 - r and spreads r over all other
-tokens in proportion to a unigram that both sides hold (uniform where they hold none).
+The head is k of the most probable tokens, in id order. Ids are Elias-Fano coded: l = floor(log2(V / k)) low bits as
+they are, and bit (id >> l) + i set for entry i among k + ((V - 1) >> l) + 1. A value u stands for a log-probability
+u steps of 2^-e nats above the row's smallest, Rice coded: b low bits, and u >> b zeros before a one (z zeros in all).
+The residual mass r belongs to all other tokens. The decoder scales the head to the mass 1 - r and spreads r over the
+tail in proportion to unigram^TAIL_POWER, the unigram being one that both sides hold (uniform where they hold none).
+
+A row's head ends at spec.k entries, or once at most spec.residual is left, or where the next token's probability is
+below FLOOR_SHARE / spec.k: that last rule spends the bytes on the rows that gain most; at equal bytes it leaves less
+divergence than a limit on the residual mass. With spec.residual = 0 exactly k entries are kept.
 
 Knows nothing about messages, sessions or models.
 """
@@ -28,15 +34,15 @@ from ssd_kernels.types import F32, F64, I64, Bool
 
 CodecKindName: TypeAlias = Literal["dense-f32", "dense-f16", "top-k"]
 KINDS: tuple[CodecKindName, ...] = ("dense-f32", "dense-f16", "top-k")
-DEFAULT_K = 1024
-DEFAULT_RESIDUAL = 0.01
-VALUE_STEP = 1.0 / 32.0
+DEFAULT_K = 2048
+DEFAULT_RESIDUAL = 0.001
+FLOOR_SHARE = 0.1
+TAIL_POWER = 0.5
 TAIL_FLOOR = 1e-7
 """Least mass of the tail: what was not sent is unlikely, never impossible."""
 
-_HEADER = struct.Struct("<HBf")
+_HEADER = struct.Struct("<HBfH")
 _MAX_K = 65_535
-_MAX_VALUE_BITS = 16
 _U8: TypeAlias = NDArray[np.uint8]
 
 
@@ -47,7 +53,7 @@ class CodecSpec:
     Attributes:
         kind: "dense-f32", "dense-f16" or "top-k".
         k: top-k: most entries of a row.
-        residual: top-k: a row stops at the smallest number of entries that leaves at most this mass.
+        residual: top-k: a row stops early once at most this mass is left; 0 keeps exactly k entries.
     """
 
     kind: CodecKindName = "top-k"
@@ -96,13 +102,13 @@ class Decoded:
         logp: log-probabilities (top-k) or the raw values (dense), [B, V].
         head: tokens that were sent one by one, [B, V]; all of them for dense.
         residual: mass of the tail, [B].
-        value_step: width of a quantisation step of the head in nats; 0 for dense.
+        value_step: width of a quantisation step of the head in nats, [B]; 0 for dense.
     """
 
     logp: F32
     head: Bool
     residual: F32
-    value_step: float
+    value_step: F32
 
 
 def encode(logits: F32, spec: CodecSpec, *, tail_logp: F32 | None = None, backend: BackendName | None = None) -> bytes:
@@ -137,17 +143,20 @@ def encode(logits: F32, spec: CodecSpec, *, tail_logp: F32 | None = None, backen
 def _head(logp: F32, spec: CodecSpec) -> tuple[I64, float]:
     """Ids of the head (ascending) and the mass left, for one row of log-probabilities."""
     most = min(spec.k, len(logp))
-    ids = np.arange(len(logp)) if most == len(logp) else np.argpartition(-logp, most - 1)[:most]
+    ids = np.arange(len(logp))
     if most < len(logp):  # ties at the edge go to the lower id
-        edge = logp[ids].min()
+        edge = np.partition(logp, len(logp) - most)[len(logp) - most]
         above, level = np.flatnonzero(logp > edge), np.flatnonzero(logp == edge)
         ids = np.concatenate([above, level[: most - len(above)]])
     ids = ids[np.lexsort((ids, -logp[ids]))]
-    mass = np.cumsum(np.exp(logp[ids].astype(np.float64)))
-    enough = np.flatnonzero(1.0 - mass <= spec.residual)
-    k = int(enough[0]) + 1 if len(enough) else most
-    left = 0.0 if k == len(logp) else min(max(1.0 - float(mass[k - 1]), TAIL_FLOOR), 1.0 - 1e-6)
-    return np.sort(ids[:k]).astype(np.int64), left
+    p = np.exp(logp[ids].astype(np.float64))
+    left = 1.0 - np.cumsum(p)
+    k = most
+    if spec.residual > 0.0:
+        enough = np.flatnonzero((left <= spec.residual) | (np.append(p[1:], 0.0) < FLOOR_SHARE / spec.k))
+        k = int(enough[0]) + 1
+    tail = 0.0 if k == len(logp) else min(max(float(left[k - 1]), TAIL_FLOOR), 1.0 - 1e-6)
+    return np.sort(ids[:k]).astype(np.int64), tail
 
 
 def _bits(numbers: I64, width: int) -> _U8:
@@ -155,26 +164,47 @@ def _bits(numbers: I64, width: int) -> _U8:
     return ((numbers[:, None] >> np.arange(width)) & 1).astype(np.uint8).ravel()
 
 
-def _numbers(bits: _U8, width: int) -> I64:
-    """The inverse of `_bits`."""
-    return np.asarray(bits.reshape(-1, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64)))
+def _numbers(bits: _U8, width: int, count: int) -> I64:
+    """The inverse of `_bits`. [count]"""
+    return np.asarray(bits.reshape(count, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64)))
 
 
 def _low_bits(vocab: int, k: int) -> int:
     return max((vocab // k).bit_length() - 1, 0)
 
 
+def _step_exponent(k: int) -> int:
+    """Finer steps where they cost little: 1/16 nat for long rows, down to 1/256 nat for short ones."""
+    return 4 if k > 512 else 5 if k > 128 else 6 if k > 32 else 8
+
+
+def _rice(u: I64) -> tuple[int, int]:
+    """The parameter that writes the values in the fewest bits, and the zeros it needs."""
+    zeros = [int((u >> b).sum()) for b in range(16)]
+    sizes = [len(u) * b + z if z < 1 << 16 else 1 << 62 for b, z in enumerate(zeros)]
+    best = int(np.argmin(sizes))
+    return best, zeros[best]
+
+
+def _unary(gaps: I64) -> _U8:
+    """Each gap as that many zeros and a one."""
+    bits = np.zeros(int(gaps.sum()) + len(gaps), np.uint8)
+    bits[np.cumsum(gaps) + np.arange(len(gaps))] = 1
+    return bits
+
+
 def _encode_row(logp: F32, spec: CodecSpec) -> bytes:
     vocab = len(logp)
     ids, residual = _head(logp, spec)
-    k, low = len(ids), _low_bits(vocab, len(ids))
+    k, low, exponent = len(ids), _low_bits(vocab, len(ids)), _step_exponent(len(ids))
     values = logp[ids].astype(np.float64)
-    q = np.rint((values.max() - values) / VALUE_STEP).clip(0, (1 << _MAX_VALUE_BITS) - 1).astype(np.int64)
-    width = int(q.max()).bit_length()
+    u = np.rint((values - values.min()) * 2.0**exponent).astype(np.int64)
+    rice, zeros = _rice(u)
     high = np.zeros(k + ((vocab - 1) >> low) + 1, np.uint8)
     high[(ids >> low) + np.arange(k)] = 1
-    payload = np.concatenate([_bits(ids & ((1 << low) - 1), low), high, _bits(q, width)])
-    return _HEADER.pack(k, width, residual) + np.packbits(payload, bitorder="little").tobytes()
+    payload = [_bits(ids & ((1 << low) - 1), low), high, _bits(u & ((1 << rice) - 1), rice), _unary(u >> rice)]
+    header = _HEADER.pack(k, exponent << 4 | rice, residual, zeros)
+    return header + np.packbits(np.concatenate(payload), bitorder="little").tobytes()
 
 
 def decode(
@@ -220,22 +250,28 @@ def decode_full(
         raise CodecError(f"There are no rows of the shape [{rows}, {vocab}].")
     if spec.kind != "top-k":
         return _decode_dense(data, rows, vocab, spec)
-    tail = np.zeros(vocab, np.float64) if tail_logp is None else np.asarray(tail_logp, dtype=np.float64)
-    if tail.shape != (vocab,) or not np.isfinite(tail).all():
-        raise CodecError(f"The tail's unigram must hold {vocab} finite values.")
-    tail = np.exp(tail - tail.max())
+    tail = _tail_weights(tail_logp, vocab)
     logp = np.empty((rows, vocab), np.float32)
     head = np.zeros((rows, vocab), np.bool_)
-    residual = np.empty(rows, np.float32)
+    residual, value_step = np.empty(rows, np.float32), np.empty(rows, np.float32)
     at = 0
     for i in range(rows):
-        ids, q, r, at = _decode_row(data, at, i, vocab, spec)
+        ids, values, residual[i], value_step[i], at = _decode_row(data, at, i, vocab, spec)
         head[i, ids] = True
-        residual[i] = r
-        logp[i] = _spread(ids, q, r, tail)
+        logp[i] = _spread(ids, values, float(residual[i]), tail)
     if at != len(data):
         raise CodecError(f"The encoded logits are {len(data) - at} bytes too long for {rows} rows.")
-    return Decoded(logp=logp, head=head, residual=residual, value_step=VALUE_STEP)
+    return Decoded(logp=logp, head=head, residual=residual, value_step=value_step)
+
+
+def _tail_weights(tail_logp: F32 | None, vocab: int) -> F64:
+    """unigram^TAIL_POWER, largest 1. [V]"""
+    if tail_logp is None:
+        return np.ones(vocab, np.float64)
+    tail = np.asarray(tail_logp, dtype=np.float64)
+    if tail.shape != (vocab,) or not np.isfinite(tail).all():
+        raise CodecError(f"The tail's unigram must hold {vocab} finite values.")
+    return np.asarray(np.exp(np.maximum(TAIL_POWER * (tail - tail.max()), -300.0)))
 
 
 def _decode_dense(data: bytes, rows: int, vocab: int, spec: CodecSpec) -> Decoded:
@@ -246,57 +282,47 @@ def _decode_dense(data: bytes, rows: int, vocab: int, spec: CodecSpec) -> Decode
     logits = np.frombuffer(data, dtype).astype(np.float32).reshape(rows, vocab)
     if not np.isfinite(logits).all():
         raise CodecError("The received logits hold NaN or infinite values.")
-    return Decoded(
-        logp=logits, head=np.ones((rows, vocab), np.bool_), residual=np.zeros(rows, np.float32), value_step=0.0
-    )
+    none = np.zeros(rows, np.float32)
+    return Decoded(logp=logits, head=np.ones((rows, vocab), np.bool_), residual=none, value_step=none)
 
 
-def _decode_row(data: bytes, at: int, row: int, vocab: int, spec: CodecSpec) -> tuple[I64, I64, float, int]:
-    """Ids, values, residual and the place after the row that starts at byte `at`."""
+def _decode_row(data: bytes, at: int, row: int, vocab: int, spec: CodecSpec) -> tuple[I64, F64, float, float, int]:
+    """Ids, values in nats, residual, step, and the place after the row that starts at byte `at`."""
     if len(data) < at + _HEADER.size:
         raise CodecError(f"The encoded logits end before row {row}.")
-    k, width, residual = _HEADER.unpack_from(data, at)
+    k, meta, residual, zeros = _HEADER.unpack_from(data, at)
     at += _HEADER.size
     if not 1 <= k <= min(vocab, spec.k):
         raise CodecError(
-            f"Row {row} of the encoded logits claims {k} entries; from 1 to {min(vocab, spec.k)} are allowed."
+            f"Row {row} of the encoded logits has {k} entries; from 1 to {min(vocab, spec.k)} are allowed."
         )
-    if width > _MAX_VALUE_BITS:
-        raise CodecError(
-            f"Row {row} of the encoded logits claims values of {width} bits; {_MAX_VALUE_BITS} are allowed."
-        )
-    if not 0.0 <= residual < 1.0:
-        raise CodecError(f"Row {row} of the encoded logits has a residual mass outside [0, 1).")
-    low = _low_bits(vocab, k)
-    low_end = k * low
-    high_end = low_end + k + ((vocab - 1) >> low) + 1
-    end = high_end + k * width
-    size = (end + 7) // 8
+    if not (residual == 0.0 if k == vocab else 0.0 < residual < 1.0):
+        raise CodecError(f"Row {row} of the encoded logits has a residual mass that its {k} entries do not allow.")
+    low, rice, step = _low_bits(vocab, k), meta & 15, 2.0 ** -(meta >> 4)
+    ends = np.cumsum([k * low, k + ((vocab - 1) >> low) + 1, k * rice, k + zeros])
+    size = (int(ends[-1]) + 7) // 8
     if len(data) < at + size:
         raise CodecError(f"The encoded logits end within row {row}.")
     bits = np.unpackbits(np.frombuffer(data, np.uint8, size, at), bitorder="little")
-    marks = np.flatnonzero(bits[low_end:high_end])
-    if len(marks) != k or bits[end:].any():
-        raise CodecError(f"The ids of row {row} of the encoded logits do not fit its number of entries.")
-    ids = (marks - np.arange(k)) << low
-    if low:
-        ids |= _numbers(bits[:low_end], low)
+    low_ids, high_ids, low_values, high_values, padding = np.split(bits, ends)
+    if high_ids.sum() != k or high_values.sum() != k or not high_values[-1] or padding.any():
+        raise CodecError(f"Row {row} of the encoded logits does not hold the {k} entries that it claims.")
+    ids = (np.flatnonzero(high_ids) - np.arange(k)) << low | _numbers(low_ids, low, k)
     if ids[-1] >= vocab or (np.diff(ids) <= 0).any():
         raise CodecError(f"The ids of row {row} of the encoded logits are out of range or not ascending.")
-    q = _numbers(bits[high_end:end], width) if width else np.zeros(k, np.int64)
-    return ids, q, float(residual), at + size
+    gaps = np.diff(np.flatnonzero(high_values) - np.arange(k), prepend=0)
+    return ids, (gaps << rice | _numbers(low_values, rice, k)) * step, residual, step, at + size
 
 
-def _spread(ids: I64, q: I64, residual: float, tail: F64) -> F64:
+def _spread(ids: I64, values: F64, residual: float, tail: F64) -> F64:
     """One row of log-probabilities from head values and the tail's weights. [V]"""
     weights = tail.copy()
     weights[ids] = 0.0
     rest = weights.sum()
-    residual = max(residual, TAIL_FLOOR) if rest > 0.0 else 0.0
-    with np.errstate(divide="ignore"):
-        logp = np.log(weights * (residual / rest)) if rest > 0.0 else np.empty_like(weights)
-    logp[ids] = log_softmax_f64(q * -VALUE_STEP) + np.log1p(-residual)
-    return logp
+    weights[ids] = 1.0
+    logp = np.log(weights) + (np.log(residual) - np.log(rest) if residual > 0.0 else 0.0)
+    logp[ids] = log_softmax_f64(values) + np.log1p(-residual)
+    return np.asarray(logp)
 
 
 def total_variation_bound(

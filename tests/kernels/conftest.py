@@ -37,7 +37,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def zipf_rows():
-    """Logits [n, V] like a language model's: a shared unigram, own content, entropies spread over `entropies` (nats)."""
+    """Logits [n, V] like a language model's: shared unigram, own content, entropies over the range `entropies`."""
 
     def make(n: int, vocab: int, seed: int, entropies=(0.1, 7.0)):
         rng = np.random.default_rng(seed)

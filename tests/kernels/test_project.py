@@ -79,7 +79,7 @@ def test_greedy_and_multi_hot(backend):
     rows = np.array([[1.0, 3.0, 3.0], [2.0, 0.0, 1.9]], np.float32)
     assert greedy(rows, backend=backend).rows() == [[1], [0]]
     assert multi_hot(rows, top_p=0.6, backend=backend).rows() == [[1, 2], [0, 2]]
-    assert multi_hot(rows, top_p=0.6, temperature=0.1, backend=backend).rows() == [[1, 2], [0, 2]][:1] + [[0]]
+    assert multi_hot(rows, top_p=0.6, temperature=0.1, backend=backend).rows() == [[1, 2], [0]]
     assert multi_hot(rows, top_p=0.6, temperature=0.0, backend=backend).rows() == [[1], [0]]
 
 
