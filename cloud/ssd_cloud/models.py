@@ -5,16 +5,15 @@ Knows names and folders; nothing about sessions or sockets.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from ssd_diffusion.engine import Engine
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.home import models_dir
+from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.ssdlm import BlockState
 from ssd_diffusion.window import Window, WindowState
 
@@ -70,7 +69,7 @@ def resolve(name: str, home: Path) -> Path:
 
 
 def load(path: Path, *, slots: int, batch_width: int, threads: int | None) -> Engine:
-    """Load a model folder into an engine and try one pass.
+    """Load a model folder into an engine and try one pass. On a GPU in bf16 where there is one, else in float32.
 
     Args:
         path: model folder.
@@ -82,7 +81,9 @@ def load(path: Path, *, slots: int, batch_width: int, threads: int | None) -> En
         InvalidModel: the folder is not what it should be, or its weights give no finite logits.
     """
     import torch
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)
     engine = _engine(path, slots, batch_width)
@@ -91,16 +92,19 @@ def load(path: Path, *, slots: int, batch_width: int, threads: int | None) -> En
 
 
 def _engine(path: Path, slots: int, batch_width: int) -> Engine:
-    if _read_spec(path).get("family") == "ssdlm":
+    if read_spec(path).family == "ssdlm":
         from ssd_diffusion.models import ssdlm_checkpoint
         from ssd_diffusion.models.ssdlm_engine import SsdlmEngine
 
         ssdlm, spec = ssdlm_checkpoint.load_folder(path)
         return SsdlmEngine(ssdlm, spec, slots=slots)
+    import torch
     from ssd_diffusion.models import folder
     from ssd_diffusion.models.engine import TorchEngine
 
-    model, spec = folder.load(path)
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    model, spec = folder.load(path, dtype=dtype, device="cuda" if on_gpu else "cpu")
     return TorchEngine(model, spec, slots=slots, batch_width=batch_width)
 
 
@@ -123,23 +127,12 @@ def try_one_pass(engine: Engine) -> None:
         )
 
 
-def _read_spec(path: Path) -> dict[str, object]:
-    try:
-        spec = json.loads((path / "model.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidModel(f"{path / 'model.json'} cannot be read; fetch the model again") from error
-    if not isinstance(spec, dict):
-        raise InvalidModel(f"{path / 'model.json'} does not describe a model; fetch the model again")
-    return cast(dict[str, object], spec)
-
-
 def _describe(path: Path) -> Listed:
     try:
-        spec = _read_spec(path)
-        return Listed(
-            name=path.name, path=os.fspath(path), ready=True, model_id=str(spec["model_id"]),
-            family=str(spec["family"]), vocab=int(str(spec["vocab"])), max_block=int(str(spec["max_block"])),
-            max_context=int(str(spec["max_context"])),
-        )  # fmt: skip
-    except (InvalidModel, KeyError, ValueError):
+        spec = read_spec(path)
+    except InvalidModel:
         return Listed(path.name, os.fspath(path), ready=False)
+    return Listed(
+        name=path.name, path=os.fspath(path), ready=True, model_id=spec.model_id, family=spec.family,
+        vocab=spec.vocab, max_block=spec.max_block, max_context=spec.max_context,
+    )  # fmt: skip

@@ -161,7 +161,7 @@ class Node:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
         await self.scheduler.close()
-        _log.info("drained", extra={"created": self.store.created, "released": self.store.released})
+        _log.info("drained", extra={"sessions": self.store.created, "released": self.store.released})
 
     async def _sweep(self) -> None:
         pause = min(1.0, self.settings.idle_timeout_s / 4)
@@ -179,6 +179,16 @@ class Node:
             return int(self._server.add_secure_port(str(listen), credentials))
         except RuntimeError as error:
             raise StartError(f"the node cannot listen on {listen}; choose another address with --listen") from error
+
+
+def preflight(settings: Settings) -> None:
+    """Find out what would keep a node from listening before its model is loaded.
+
+    Raises:
+        UsageError, StartError: as `Node.start`.
+    """
+    _credentials(settings)
+    _check_free(settings.listen)
 
 
 async def run(node: Node, ready: Callable[[Address], None]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -330,3 +333,32 @@ def device_open(fake_engine: type[FakeEngine]) -> Callable[..., pb.Open]:
         return Device(fake_engine().spec, params, mode=pb.MODE_ONE_WAY if one_way else pb.MODE_OPEN).open()
 
     return build
+
+
+@pytest.fixture
+def certificate() -> Callable[[Path], tuple[Path, Path]]:
+    """Makes a self-signed certificate for this machine and its key, as PEM files."""
+
+    def make(folder: Path) -> tuple[Path, Path]:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+        now = datetime.datetime.now(datetime.UTC)
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        made = (
+            x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(key, hashes.SHA256())
+        )  # fmt: skip
+        cert, secret = folder / "cert.pem", folder / "key.pem"
+        cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                                             serialization.NoEncryption()))  # fmt: skip
+        return cert, secret
+
+    return make

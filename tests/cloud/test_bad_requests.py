@@ -1,4 +1,4 @@
-"""Whatever a caller sends is answered rightly or refused with the right status: never a crash, a leak, a wrong accept."""
+"""Whatever a caller sends is answered rightly or refused with the right status: no crash, no leak, no wrong accept."""
 
 from __future__ import annotations
 

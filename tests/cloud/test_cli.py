@@ -1,4 +1,4 @@
-"""The command line in this process: flags, environment, file, sentences and exit codes. `serve` itself: test_process."""
+"""The command line in this process: flags, environment, file, sentences and exit codes. Real processes elsewhere."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_plan(capsys):
     [(["plan", "--model", "opt-14b"], "opt-13b"), (["plan", "--model", "opt-13b", "--gpu", "big"], "80GB"),
      (["plan", "--model", "opt-13b", "--dtype", "int3"], "bf16"),
      (["serve", "--listen", "nowhere"], "HOST:PORT"), (["serve", "--listen", "127.0.0.1:99999"], "HOST:PORT"),
-     (["serve", "--listen", "0.0.0.0:0"], "--tls-cert"), (["serve", "--listen", "0.0.0.0:0", "--no-token"], "this machine"),
+     (["serve", "--listen", "0.0.0.0:0"], "--tls-cert"),
+     (["serve", "--listen", "0.0.0.0:0", "--no-token"], "this machine"),
      (["serve", "--token", "abc"], "8 printable"), (["serve", "--token", "long enough", "--no-token"], "contradict"),
      (["serve", "--cache-bytes", "lots"], "GiB"), (["serve", "--log-level", "loud"], "warning")],
 )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import os
 import shutil
@@ -115,30 +113,7 @@ def test_first_start_makes_a_token_and_sigterm_ends_in_order(tmp_path, tiny):
         assert ended(process)[0] == 0
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"),
-                                                    x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    cert, secret = folder / "cert.pem", folder / "key.pem"
-    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                         serialization.NoEncryption()))  # fmt: skip
-    return cert, secret
-
-
-def test_tls(tmp_path, tiny):
+def test_tls(tmp_path, tiny, certificate):
     cert, key = certificate(tmp_path)
     flags = ("--model", str(tiny), "--tls-cert", str(cert), "--tls-key", str(key), "--token", "tls-token-1")
     with serving(tmp_path / "home", *flags) as (ready, _):
@@ -152,21 +127,6 @@ def test_tls(tmp_path, tiny):
     assert not (tmp_path / "home/node/tokens.json").exists()
 
 
-@pytest.mark.parametrize("wrong", ["no key", "empty", "swapped", "missing"])
-def test_a_bad_certificate_is_one_sentence(tmp_path, tiny, wrong):
-    cert, key = certificate(tmp_path)
-    flags = ["--model", str(tiny), "--listen", "127.0.0.1:0", "--tls-cert", str(cert)]
-    if wrong == "empty":
-        cert.write_bytes(b"")
-    if wrong == "missing":
-        cert.unlink()
-    if wrong != "no key":
-        flags += ["--tls-key", str(cert if wrong == "swapped" else key)]
-    code, text = refused(tmp_path / "home", *flags)
-    assert code == (2 if wrong == "no key" else 1)
-    assert "--tls-key" in text or "PEM" in text
-
-
 def test_a_taken_port_is_one_sentence(tmp_path, tiny):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -174,31 +134,13 @@ def test_a_taken_port_is_one_sentence(tmp_path, tiny):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         code, text = refused(tmp_path, "--model", str(tiny), "--listen", address)
     assert (code, address in text, "--listen" in text) == (1, True, True)
-    code, text = refused(tmp_path, "--model", str(tiny), "--listen", "192.0.2.1:0", "--insecure")
-    assert (code, "--listen" in text) == (1, True)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "no weights", "no model.json", "nan", "diffusion"])
-def test_a_damaged_model_is_one_sentence(tmp_path, tiny, damage):
+def test_a_truncated_model_is_one_sentence(tmp_path, tiny):
     model = tmp_path / "model"
     shutil.copytree(tiny, model)
     weights = model / "model.safetensors"
-    if damage == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-5000])
-    elif damage == "foreign":
-        weights.write_bytes(b"this is no safetensors file" * 100)
-    elif damage == "no weights":
-        weights.unlink()
-    elif damage == "no model.json":
-        (model / "model.json").write_text("[]")
-    elif damage == "diffusion":
-        (model / "diffusion.safetensors").unlink()
-    else:
-        import torch
-        from safetensors.torch import load_file, save_file
-
-        tensors = load_file(weights)
-        save_file({k: torch.full_like(v, float("nan")) for k, v in tensors.items()}, weights, {"format": "pt"})
+    weights.write_bytes(weights.read_bytes()[:-5000])
     code, text = refused(tmp_path / "home", "--model", str(model), "--listen", "127.0.0.1:0")
     assert code == 1
     assert len(text) < 400

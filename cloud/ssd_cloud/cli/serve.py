@@ -14,7 +14,7 @@ from ssd_diffusion.home import home
 from ssd_cloud import models
 from ssd_cloud.auth import Authenticator, TokenFile
 from ssd_cloud.errors import UsageError
-from ssd_cloud.server import Address, Node, Settings, run
+from ssd_cloud.server import Address, Node, Settings, preflight, run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,7 @@ def serve(asked: Asked, settings: Settings) -> None:
         InvalidModel: the model cannot be used.
     """
     _check(asked, settings)
+    preflight(settings)
     root = home()
     authenticator, shown = _authenticator(asked, root)
     engine = _load(asked, settings, root)
