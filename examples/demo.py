@@ -38,7 +38,18 @@ NODE_READY_S = 300.0
 NODE_STOP_S = 30.0
 ANSWER_S = 300.0
 PERSONALIZE_SPARE_S = 420.0
-ANSWER_KEYS = ("text", "tokens", "steps", "forward_passes", "bytes_up", "bytes_down", "members", "passages", "privacy")
+ANSWER_KEYS = (
+    "text",
+    "tokens",
+    "steps",
+    "forward_passes",
+    "bytes_up",
+    "bytes_down",
+    "members",
+    "shares",
+    "passages",
+    "privacy",
+)
 
 
 class DemoFailed(Exception):
@@ -135,7 +146,8 @@ def run_json(demo: Demo, arguments: list[str], deadline_s: float, **variables: s
                 process.kill()
                 process.communicate()
                 raise DemoFailed(f"`{shown(arguments)}` was still running after {deadline_s:.0f} s") from None
-            say(f"  ... {passed:.0f} s")
+            if not sys.stderr.isatty():  # on a terminal the command shows its own progress
+                say(f"  ... {passed:.0f} s")
     if process.returncode:
         raise DemoFailed(f"`{shown(arguments)}` ended with {process.returncode}")
     try:
@@ -221,7 +233,8 @@ def report(asked: Asked, answer: dict[str, Any]) -> None:
     """The answer and what it cost, for the person who watches."""
     say(f"\n  {asked.question}")
     say(f"  > {' '.join(str(answer['text']).split())}")
-    say(f"  members    {json.dumps(answer['members'])}")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in answer["shares"].items())
+    say(f"  members    {', '.join(answer['members'])}; share in the tokens: {shares}")
     say(f"  passages   {', '.join(sorted({passage_name(p) for p in answer['passages']})) or 'none'}")
     say(f"  sent       {answer['bytes_up']:,} bytes up, {answer['bytes_down']:,} bytes down")
     passes = json.dumps(answer["forward_passes"])
