@@ -7,9 +7,6 @@ weights_only=True, so they hold tensors or are refused. Knows nothing about engi
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +22,11 @@ from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.models.ssdlm import SsdlmModel
 from ssd_diffusion.schedule import uniform_grid
+from ssd_diffusion.spec_file import SPEC_FILE, model_id, one_line, read_spec, write_spec
 
 EMBED_FILE = "embed_sum_layer.pt"
 TIME_FILE = "timestep_layer.pt"
 DIFFUSION_FILE = "diffusion.safetensors"
-SPEC_FILE = "model.json"
-FORMAT = 1
 _PREFIX = "module."
 _HASHED = ("config.json", "model.safetensors", DIFFUSION_FILE)
 
@@ -55,7 +51,7 @@ def load_folder(folder: Path) -> tuple[SsdlmModel, ModelSpec]:
     Raises:
         InvalidModel: a file is missing, damaged or of another family.
     """
-    spec = _read_spec(folder / SPEC_FILE)
+    spec = read_spec(folder)
     model = SsdlmModel(_backbone(folder))
     h, v = model.hidden, model.vocab
     try:
@@ -97,18 +93,14 @@ def save_folder(
     model.backbone.save_pretrained(folder)
     tensors = {"w_diff.weight": model.w_diff, "w_time.weight": model.w_time.weight, "w_time.bias": model.w_time.bias}
     save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, folder / DIFFUSION_FILE)
-    digest = hashlib.sha256()
-    for part in _HASHED:
-        digest.update((folder / part).read_bytes())
     spec = ModelSpec(
-        model_id=f"{name}@{digest.hexdigest()[:16]}", family="ssdlm", vocab=vocab or model.vocab, hidden=model.hidden,
+        model_id=model_id(name, folder, _HASHED), family="ssdlm", vocab=vocab or model.vocab, hidden=model.hidden,
         max_block=max_block, max_context=model.max_positions, output_shift=False, grid=grid or uniform_grid(1000),
         tokenizer_fingerprint=tokenizer_fingerprint, eos_ids=eos_ids,
         layers=model.backbone.config.num_hidden_layers, kv_heads=model.backbone.config.num_attention_heads,
         head_dim=model.hidden // model.backbone.config.num_attention_heads,
     )  # fmt: skip
-    card = {"format": FORMAT, **dataclasses.asdict(spec)}
-    (folder / SPEC_FILE).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    write_spec(folder, spec)
     return spec
 
 
@@ -123,7 +115,7 @@ def _backbone(folder: Path) -> Any:
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise InvalidModel(f"{folder} is not a RobertaForMaskedLM model ({_line(error)}); fetch it again") from error
+        raise InvalidModel(f"{folder} is not a RobertaForMaskedLM model ({one_line(error)}); fetch it again") from error
     absent = [*found["missing_keys"], *found["mismatched_keys"]]
     if absent:
         raise InvalidModel(f"{folder} lacks {len(absent)} of the backbone's tensors ({absent[0]}); fetch it again")
@@ -162,19 +154,3 @@ def _fill(model: SsdlmModel, w_diff: Tensor, weight: Tensor, bias: Tensor) -> No
         model.w_diff.copy_(w_diff)
         model.w_time.weight.copy_(weight)
         model.w_time.bias.copy_(bias)
-
-
-def _read_spec(path: Path) -> ModelSpec:
-    try:
-        card: dict[str, Any] = json.loads(path.read_text())
-        if card.pop("format") != FORMAT:
-            raise ValueError("another format")
-        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card.items()}
-        return ModelSpec(**fields)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidModel(f"{path} is not a model card of this version ({_line(error)}); fetch it again") from error
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error, short enough to show."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
