@@ -41,7 +41,8 @@ class Listed:
 def listed(home: Path) -> list[Listed]:
     """The packaged model and every model folder under HOME/models."""
     folder = models_dir(home)
-    found = [_describe(p) for p in sorted(folder.iterdir()) if (p / "model.json").is_file()]
+    named = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    found = [_describe(p) for p in named if (p / "model.json").is_file()]
     if PACKAGED not in {one.name for one in found}:
         found.insert(0, Listed(PACKAGED, str(folder / PACKAGED), ready=False))
     return found
