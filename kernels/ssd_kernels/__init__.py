@@ -4,7 +4,7 @@ Each public function has several backends (numpy reference, numba on CPU) chosen
 environment variable SSD_KERNELS_BACKEND. Importing this package imports numpy only.
 """
 
-from ssd_kernels.codec import CodecSpec, Decoded, decode, decode_full, encode, total_variation_bound
+from ssd_kernels.codec import CodecSpec, Decoded, decode, decode_full, encode, reshape_tail, total_variation_bound
 from ssd_kernels.combine import entropy, fuse, log_softmax
 from ssd_kernels.errors import CodecError, InvalidInput, KernelError
 from ssd_kernels.noise import gumbels, normals
@@ -35,6 +35,7 @@ __all__ = [
     "philox4x32",
     "renoise",
     "renoise_embed",
+    "reshape_tail",
     "sample",
     "softmax_embed",
     "total_variation_bound",

@@ -11,9 +11,11 @@ u steps of 2^-e nats above the row's smallest, Rice coded: b low bits, and u >> 
 The residual mass r belongs to all other tokens. The decoder scales the head to the mass 1 - r and spreads r over the
 tail in proportion to unigram^TAIL_POWER, the unigram being one that both sides hold (uniform where they hold none).
 
-A row's head ends at spec.k entries, or once at most spec.residual is left, or where the next token's probability is
-below FLOOR_SHARE / spec.k: that last rule spends the bytes on the rows that gain most; at equal bytes it leaves less
-divergence than a limit on the residual mass. With spec.residual = 0 exactly k entries are kept.
+A row's head ends at spec.k entries, or once at most spec.residual is left, or, after spec.k / MIN_ENTRIES_PART entries,
+where the next token's probability is below FLOOR_SHARE / spec.k. That last rule spends the bytes on the rows that gain
+most; at equal bytes it leaves less divergence than a limit on the residual mass. The least number of entries is for
+confident rows: the other member may be sure of a token that this one gives little. With spec.residual = 0 exactly k
+entries are kept.
 
 Knows nothing about messages, sessions or models.
 """
@@ -35,9 +37,12 @@ from ssd_kernels.types import F32, F64, I64, Bool
 CodecKindName: TypeAlias = Literal["dense-f32", "dense-f16", "top-k"]
 KINDS: tuple[CodecKindName, ...] = ("dense-f32", "dense-f16", "top-k")
 DEFAULT_K = 2048
-DEFAULT_RESIDUAL = 0.001
-FLOOR_SHARE = 0.1
+DEFAULT_RESIDUAL = 1e-6
+FLOOR_SHARE = 0.06
+MIN_ENTRIES_PART = 16
 TAIL_POWER = 0.5
+LOCAL_POWERS = (0.25, 0.5)
+"""Powers of the unigram and of a local member's distribution in a tail shaped by both (`reshape_tail`)."""
 TAIL_FLOOR = 1e-7
 """Least mass of the tail: what was not sent is unlikely, never impossible."""
 
@@ -153,8 +158,10 @@ def _head(logp: F32, spec: CodecSpec) -> tuple[I64, float]:
     left = 1.0 - np.cumsum(p)
     k = most
     if spec.residual > 0.0:
-        enough = np.flatnonzero((left <= spec.residual) | (np.append(p[1:], 0.0) < FLOOR_SHARE / spec.k))
-        k = int(enough[0]) + 1
+        faint = np.append(p[1:], 0.0) < FLOOR_SHARE / spec.k
+        faint[: max(spec.k // MIN_ENTRIES_PART - 1, 0)] = False
+        enough = np.flatnonzero((left <= spec.residual) | faint)
+        k = int(enough[0]) + 1 if len(enough) else most
     tail = 0.0 if k == len(logp) else min(max(float(left[k - 1]), TAIL_FLOOR), 1.0 - 1e-6)
     return np.sort(ids[:k]).astype(np.int64), tail
 
@@ -268,10 +275,42 @@ def _tail_weights(tail_logp: F32 | None, vocab: int) -> F64:
     """unigram^TAIL_POWER, largest 1. [V]"""
     if tail_logp is None:
         return np.ones(vocab, np.float64)
+    tail = _unigram(tail_logp, vocab)
+    return np.asarray(np.exp(np.maximum(TAIL_POWER * (tail - tail.max()), -300.0)))
+
+
+def _unigram(tail_logp: F32, vocab: int) -> F64:
     tail = np.asarray(tail_logp, dtype=np.float64)
     if tail.shape != (vocab,) or not np.isfinite(tail).all():
         raise CodecError(f"The tail's unigram must hold {vocab} finite values.")
-    return np.asarray(np.exp(np.maximum(TAIL_POWER * (tail - tail.max()), -300.0)))
+    return tail
+
+
+def reshape_tail(seen: Decoded, local: F32, *, tail_logp: F32 | None = None) -> Decoded:
+    """The received rows with their tail mass spread after a member that the receiver runs itself.
+
+    The head and the residual mass stay as they are, so `total_variation_bound` holds for either shape. A tail in
+    proportion to unigram^.25 local^.5 stands nearer to the sender's than the unigram alone, and costs no byte.
+
+    Args:
+        seen: top-k rows of `decode_full`.
+        local: logits or log-probabilities of the local member for the same positions, [B, V]; -inf is allowed.
+        tail_logp: the shared unigram [V]; None: the local member alone.
+
+    Raises:
+        CodecError: shapes that differ, or local rows with NaN.
+    """
+    if np.shape(local) != seen.logp.shape or np.isnan(local).any():
+        raise CodecError(f"The local rows must hold numbers in the shape {seen.logp.shape}, not {np.shape(local)}.")
+    vocab = seen.logp.shape[1]
+    common = 0.0 if tail_logp is None else LOCAL_POWERS[0] * _unigram(tail_logp, vocab)
+    logp = seen.logp.copy()
+    for i in np.flatnonzero(~seen.head.all(axis=1)):
+        tail = ~seen.head[i]
+        shape = (common + LOCAL_POWERS[1] * np.asarray(local[i], dtype=np.float64))[tail]
+        shape = np.maximum(shape, shape.max() - 60.0) if np.isfinite(shape.max()) else np.zeros(len(shape))
+        logp[i, tail] = log_softmax_f64(shape) + np.log(float(seen.residual[i]))
+    return Decoded(logp=logp, head=seen.head, residual=seen.residual, value_step=seen.value_step)
 
 
 def _decode_dense(data: bytes, rows: int, vocab: int, spec: CodecSpec) -> Decoded:

@@ -87,6 +87,9 @@ def normals(
 ) -> F32:
     """Standard normals, one row for each position.
 
+    Every backend stays within 4 float32 ulps of the float64 formula (0.5 measured for numpy and numba, which compute in
+    float64 and round once).
+
     Args:
         noise_key: 64-bit key; its low word is the first key word.
         positions: position word of the counter, [B].

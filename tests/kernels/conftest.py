@@ -37,16 +37,17 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def zipf_rows():
-    """Logits [n, V] like a language model's: shared unigram, own content, entropies over the range `entropies`."""
+    """Rows like a window's: (core, expert, unigram) as logits; entropies given in nats; both members share content."""
 
-    def make(n: int, vocab: int, seed: int, entropies=(0.1, 7.0)):
+    def make(entropies, vocab: int, seed: int):
         rng = np.random.default_rng(seed)
-        unigram = -1.05 * np.log(np.arange(vocab) + 2.7)
-        unigram = unigram[rng.permutation(vocab)]
-        content = rng.gumbel(size=(n, vocab)) * 0.6 + rng.normal(size=(n, vocab))
-        rows = 0.6 * unigram + 1.3 * content
-        targets = rng.uniform(*entropies, n)
-        return np.stack([_to_entropy(r, h) for r, h in zip(rows, targets, strict=True)]).astype(np.float32), unigram
+        unigram = (-1.05 * np.log(np.arange(vocab) + 2.7))[rng.permutation(vocab)]
+        core, expert = [], []
+        for target in entropies:
+            row = unigram + 2.0 * rng.normal(size=vocab) + 0.5 * rng.gumbel(size=vocab)
+            core.append(_to_entropy(row, target))
+            expert.append(_to_entropy(row + rng.normal(size=vocab), target * rng.uniform(0.8, 1.3)))
+        return np.array(core, np.float32), np.array(expert, np.float32), unigram.astype(np.float32)
 
     return make
 
