@@ -92,6 +92,13 @@ def load(path: Path, *, slots: int, batch_width: int, threads: int | None) -> En
     return engine
 
 
+def usual_batch_width() -> int:
+    """1 on a CPU, which a single window keeps busy; 8 on a GPU. Every pass is padded to it, so it is never free."""
+    import torch
+
+    return 8 if torch.cuda.is_available() else 1
+
+
 def _engine(path: Path, slots: int, batch_width: int) -> Engine:
     if read_spec(path).family == "ssdlm":
         from ssd_diffusion.models import ssdlm_checkpoint

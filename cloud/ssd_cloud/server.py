@@ -90,7 +90,7 @@ class Settings:
     tls_key: Path | None = None
     max_sessions: int = 8
     cache_bytes: int = 4 << 30
-    batch_width: int = 4
+    batch_width: int = 1
     idle_timeout_s: float = 120.0
     drain_s: float = 10.0
     reflection: bool = True

@@ -77,8 +77,14 @@ def serve(
         str, typer.Option(help="Most memory for the sessions' caches, such as 4GiB.", envvar="SSD_CACHE_BYTES")
     ] = "4GiB",
     batch_width: Annotated[
-        int, typer.Option(min=1, max=4096, help="Most sessions computed together.", envvar="SSD_BATCH_WIDTH")
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            envvar="SSD_BATCH_WIDTH",
+            help="Sessions computed together; every pass is padded to it (default: 1 on a CPU, 8 on a GPU).",
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of the model (default: all).", envvar="SSD_THREADS")
     ] = None,
@@ -111,10 +117,18 @@ def serve(
     logs.configure(as_json=log_json, level=log_level)
     settings = Settings(
         listen=Address.parse(listen), tls_cert=tls_cert, tls_key=tls_key, max_sessions=max_sessions,
-        cache_bytes=parse_bytes(cache_bytes), batch_width=batch_width, idle_timeout_s=idle_timeout, drain_s=drain_s,
+        cache_bytes=parse_bytes(cache_bytes), idle_timeout_s=idle_timeout, drain_s=drain_s,
         reflection=reflection,
     )  # fmt: skip
-    asked = Asked(model=model, token=token, no_token=no_token, insecure=insecure, threads=threads, as_json=as_json)
+    asked = Asked(
+        model=model,
+        token=token,
+        no_token=no_token,
+        insecure=insecure,
+        threads=threads,
+        batch_width=batch_width,
+        as_json=as_json,
+    )
     run(asked, settings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +26,7 @@ class Asked:
     no_token: bool
     insecure: bool
     threads: int | None
+    batch_width: int | None
     as_json: bool
 
 
@@ -41,6 +42,7 @@ def serve(asked: Asked, settings: Settings) -> None:
     preflight(settings)
     root = home()
     authenticator, shown = _authenticator(asked, root)
+    settings = replace(settings, batch_width=asked.batch_width or models.usual_batch_width())
     engine = _load(asked, settings, root)
     asyncio.run(_serve(engine, settings, authenticator, asked, shown))
 
