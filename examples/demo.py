@@ -38,6 +38,7 @@ NODE_READY_S = 300.0
 NODE_STOP_S = 30.0
 ANSWER_S = 300.0
 PERSONALIZE_SPARE_S = 420.0
+SIGN_OF_LIFE_S = 5.0
 ANSWER_KEYS = (
     "text",
     "tokens",
@@ -117,7 +118,7 @@ def personalize(demo: Demo, minutes: float) -> dict[str, Any]:
     say(f"\n$ {shown(arguments)}")
     try:
         done = subprocess.run(
-            arguments, env=demo.environment("device"), stdout=sys.stderr, stdin=subprocess.DEVNULL,
+            arguments, env=demo.environment("device"), stdout=2, stdin=subprocess.DEVNULL,
             timeout=minutes * 60 + PERSONALIZE_SPARE_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
@@ -132,13 +133,13 @@ def personalize(demo: Demo, minutes: float) -> dict[str, Any]:
 
 
 def run_json(demo: Demo, arguments: list[str], deadline_s: float, **variables: str) -> Any:
-    """Runs a command of the device and reads the JSON that it prints; a sign of life every five seconds."""
+    """Runs a command of the device and reads the JSON that it prints; a sign of life now and then."""
     environment = {**demo.environment("device"), **variables}
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
     started = time.monotonic()
     while True:
         try:
-            out, _ = process.communicate(timeout=5)
+            out, _ = process.communicate(timeout=SIGN_OF_LIFE_S)
             break
         except subprocess.TimeoutExpired:
             passed = time.monotonic() - started
@@ -185,20 +186,27 @@ def wait_ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
     started = time.monotonic()
     while (passed := time.monotonic() - started) < NODE_READY_S:
         try:
-            return dict(json.loads(lines.get(timeout=5)))
+            line = lines.get(timeout=SIGN_OF_LIFE_S)
+        except queue.Empty:
+            say(f"  ... loading the core, {passed + SIGN_OF_LIFE_S:.0f} s")
+            continue
+        if not line:
+            raise DemoFailed(
+                f"the node ended with {process.wait(NODE_STOP_S)}: {log.read_text('utf-8')[-500:].strip()}"
+            )
+        try:
+            return dict(json.loads(line))
         except ValueError as error:
             raise DemoFailed(f"the node's first line was no JSON; see {log}") from error
-        except queue.Empty:
-            if process.poll() is not None:
-                raise DemoFailed(f"the node ended with {process.returncode}: {log.read_text()[-500:]}") from None
-            say(f"  ... loading the core, {passed + 5:.0f} s")
     raise DemoFailed(f"the node was not ready after {NODE_READY_S:.0f} s; see {log}")
 
 
 def pass_on(source: IO[str], lines: queue.Queue[str]) -> None:
-    """Every line of a pipe into a queue, so that reading it can have a deadline."""
-    for line in source:
-        lines.put(line)
+    """Every line of a pipe into a queue, so that reading it can have a deadline; an empty one at its end."""
+    with source:
+        for line in source:
+            lines.put(line)
+    lines.put("")
 
 
 def stop(process: subprocess.Popen[str]) -> None:
