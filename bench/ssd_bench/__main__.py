@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from ssd_client.errors import ClientError
@@ -20,6 +20,9 @@ from ssd_kernels.errors import KernelError
 
 from ssd_bench.console import console, progress
 from ssd_bench.results import merge, write_json
+
+if TYPE_CHECKING:
+    from ssd_bench.wire_report import Part as WirePart
 
 app = typer.Typer(
     help="Benchmarks: what is measured, against what, on this machine.",
@@ -91,6 +94,138 @@ def ensemble(
     (out / "ensemble.md").write_text(text, encoding="utf-8")
     write_json(out / "ensemble.json", content)
     merge(results, report.result_rows(found))
+    _finish(content, text, as_json)
+
+
+@app.command()
+def wire(
+    home: Home = None,
+    expert: Expert = None,
+    core: Core = "packaged",
+    examples: Examples = Path("examples"),
+    limit: Limit = 12,
+    codec: Annotated[str | None, typer.Option(help="The sparse codec; by default the client's.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
+    passes: Annotated[int, typer.Option(min=1, help="Synthetic passes.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of noise, draws and synthetic logits.")] = 0,
+    synthetic_only: Annotated[bool, typer.Option("--synthetic-only", help="Leave the models out.")] = False,
+    max_minutes: Minutes = None,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Bytes of every codec in a default decode, and what each costs in S1 and in draws."""
+    from ssd_diffusion.ensemble import Weights
+
+    from ssd_bench import wire as suite
+    from ssd_bench import wire_report as report
+
+    started = time.monotonic()
+    until = float("inf") if max_minutes is None else started + 60 * max_minutes
+    parts = []
+    if not synthetic_only:
+        parts.append(
+            _wire_decode(home or default_home(), expert, core, examples, limit, codec, max_tokens, seed, until)
+        )
+    weights = Weights(lam=0.5)
+    chans = suite.channels(weights, suite.SYNTHETIC_VOCAB, default=codec)
+    with progress("synthetic", passes) as advance:
+        sizes = {"block": suite.SYNTHETIC_BLOCK, "vocab": suite.SYNTHETIC_VOCAB}
+        nats = suite.synthetic(chans, weights=weights, passes=passes, seed=seed, advance=advance, **sizes)
+    about = f"Made-up logits of core and expert, lambda .5; the fused rows have {nats:.2f} nats of entropy on average."
+    parts.append(report.Part("Synthetic logits", about, channels=chans, **sizes))
+    seconds = time.monotonic() - started
+    content, text = report.to_json(parts, seconds=seconds, seed=seed), report.markdown(parts, seconds=seconds)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "wire-bytes.md").write_text(text, encoding="utf-8")
+    merge(results, report.result_rows(parts))
+    _finish(content, text, as_json)
+
+
+def _wire_decode(
+    home: Path,
+    expert: str | None,
+    core: str,
+    examples: Path,
+    limit: int | None,
+    codec: str | None,
+    max_tokens: int,
+    seed: int,
+    until: float,
+) -> WirePart:
+    """The default decode of the sample folder's questions on the default pair."""
+    from ssd_bench import wire as suite
+    from ssd_bench.folder import read_questions
+    from ssd_bench.pair import open_pair
+    from ssd_bench.wire_report import Part
+
+    pair = open_pair(home, expert=expert, core=core)
+    spec = pair.core.spec
+    chans = suite.channels(pair.weights, spec.vocab, default=codec)
+    questions, tokens, asked = read_questions(examples / "questions.jsonl")[:limit], 0, 0
+    with progress("decode", len(questions)) as advance:
+        for i, question in enumerate(questions):
+            if asked and time.monotonic() >= until:
+                break
+            contexts = pair.contexts(question.question, answer_room=max_tokens)
+            ids = (contexts.core_ids, contexts.expert_ids)
+            tokens += suite.decode_once(pair, *ids, chans, seed=seed + i, max_tokens=max_tokens)
+            suite.reference_change(pair, *ids, pair.tokenizer.encode(question.answer), chans)
+            asked += 1
+            advance()
+    about = f"{asked} questions about the sample folder, client defaults, {tokens} tokens in all. {pair.about}"
+    block = pair.params("diffusion", max_tokens=max_tokens, projection="sample").block
+    return Part("Default decode", about, block, spec.vocab, chans)
+
+
+@app.command()
+def floor(
+    data: Annotated[Path, typer.Option(help="Folder of *-train.jsonl and *-heldout.jsonl; see ssd_cloud.data_public.")],
+    home: Home = None,
+    core: Core = "packaged",
+    documents: Annotated[int, typer.Option(min=1, help="Held-out documents of each corpus.")] = 40,
+    order: Annotated[int, typer.Option(min=1, max=7, help="Longest n-gram.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of spans.")] = 0,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Held-out nats a byte: an n-gram model on the same text, the autoregressive base, the adapted model's S1."""
+    from ssd_cloud.models import load, resolve
+    from ssd_diffusion.packaged import ensure
+    from ssd_diffusion.tokenizer import Tokenizer
+
+    from ssd_bench import floor as suite
+    from ssd_bench import floor_report as report
+    from ssd_bench.kneser_ney import KneserNey
+
+    started, root = time.monotonic(), home or default_home()
+    names = sorted(path.name.removesuffix("-heldout.jsonl") for path in data.glob("*-heldout.jsonl"))
+    if not names:
+        raise ValueError(f"{data} holds no *-heldout.jsonl; write them with: python -m ssd_cloud.data_public OUT")
+    folder = resolve(core, root)
+    tokenizer = Tokenizer.load(folder)
+    console.print("counting n-grams ...")
+    train = suite.stream(tokenizer, [t for n in names for t in suite.read_corpus(data / f"{n}-train.jsonl")])
+    chosen = [
+        span
+        for name in names
+        for span in suite.spans(
+            tokenizer, name, suite.read_corpus(data / f"{name}-heldout.jsonl"), count=documents, seed=seed
+        )
+    ]
+    ngram = KneserNey(train, vocab=tokenizer.vocab, order=order)
+    base = suite.causal_scorer(ensure(root / "bench", weights=root / "bench" / "no-adapter"))
+    engine = load(folder, slots=1, batch_width=1, threads=None)
+    with progress("floor", len(chosen)) as advance:
+        scores = suite.measure(chosen, ngram=ngram, base=base, adapted=engine, advance=advance)
+    seconds, about = time.monotonic() - started, f"Model {engine.spec.model_id}."
+    content = report.to_json(scores, about=about, seconds=seconds, seed=seed, train_tokens=len(train))
+    text = report.markdown(scores, about=about, seconds=seconds, train_tokens=len(train))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "floor.md").write_text(text, encoding="utf-8")
+    write_json(out / "floor.json", content)
+    merge(results, report.result_rows(scores))
     _finish(content, text, as_json)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from ssd_client.options import GenerateOptions, decode_params
 from ssd_client.prompt import Contexts, Passage, build_contexts, parse_prompt
 from ssd_diffusion.engine import Engine
-from ssd_diffusion.ensemble import Ensemble, Weights
+from ssd_diffusion.ensemble import Ensemble, Review, Weights
 from ssd_diffusion.members import EngineMember
 from ssd_diffusion.sampler import DecodeParams
 from ssd_diffusion.tokenizer import Tokenizer
@@ -75,8 +75,10 @@ class Pair:
         return decode_params(options, self.core.spec, self.eos_ids)
 
     @contextmanager
-    def open(self, system: System, core_ids: I32, expert_ids: I32) -> Iterator[Ensemble]:
-        """A fresh ensemble, or one of its members alone, on these contexts."""
+    def open(
+        self, system: System, core_ids: I32, expert_ids: I32, *, review: Review | None = None
+    ) -> Iterator[Ensemble]:
+        """A fresh ensemble, or one of its members alone, on these contexts; `review` sees every pass's logits."""
         weights = {
             "core": replace(self.weights, lam=0.0, alpha=0.0),
             "expert": replace(self.weights, lam=1.0, alpha=0.0),
@@ -89,7 +91,7 @@ class Pair:
             private = EngineMember(self.expert, 0, expert_ids, name="expert")
         if weights.alpha > 0 and len(expert_ids) != len(core_ids):
             public = EngineMember(self.expert, 1, core_ids, name="expert without context")
-        with Ensemble(core=core, private=private, public=public, weights=weights) as ensemble:
+        with Ensemble(core=core, private=private, public=public, weights=weights, review=review) as ensemble:
             yield ensemble
 
 
