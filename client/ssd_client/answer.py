@@ -39,6 +39,7 @@ from ssd_client.report import Answer, OnProgress, Tally
 from ssd_client.store import ExpertCard, Store
 
 LEDGER_FILE = "ledger.sqlite"
+INDEX_FILE = "index.sqlite"
 SECRET_VARIABLE = "SSD_DEVICE_SECRET_FILE"
 _DESCRIBE_S = 10.0
 
@@ -232,8 +233,20 @@ def _prepare(options: GenerateOptions, prompt: Prompt, expert: Expert, core: _Co
 
 
 def find_passages(folder: Path, home: Path, query: str, limit: int) -> list[Passage]:
-    """The passages of the expert's documents that fit the query best, best first."""
-    raise NotImplementedError
+    """The passages of the expert's documents that fit the query best, best first.
+
+    Raises:
+        IndexFault: the index or the encoder is damaged.
+    """
+    from ssd_client.documents.passages import place
+    from ssd_client.index import Encoder, Index, encoder_dir
+
+    if limit == 0 or not (folder / INDEX_FILE).exists():
+        return []
+    encoder = Encoder.load(encoder_dir(home)) if encoder_dir(home).exists() else None
+    with Index.open(folder, encoder) as index:
+        found = index.search(query, limit).passages
+    return [Passage(one.path, place(one.title, one.heading), one.text, round(one.score, 6)) for one in found]
 
 
 def _disclosure(run: _Run, prompt: Prompt) -> Disclosure:

@@ -44,7 +44,7 @@ class Passage:
 
     Attributes:
         document: path of the document within its folder.
-        place: where in it: a heading or page, may be empty.
+        place: title and headings above it, may be empty.
         text: the words.
         score: how well it fits the prompt; comparable within one answer only.
     """
@@ -186,7 +186,7 @@ def build_contexts(
 
 def expert_messages(prompt: Prompt, private: Sequence[str], passages: Sequence[Passage]) -> list[dict[str, str]]:
     """The expert's conversation: notes as the system's words, then the prompt."""
-    notes = [*private, *(f"{passage.title}\n{passage.text}" for passage in passages)]
+    notes = [*private, *(f"{passage.place or passage.document}: {passage.text}" for passage in passages)]
     if not notes:
         return [_user(prompt.full)]
     numbered = [f"[{i}] {note.strip()}" for i, note in enumerate(notes, 1)]

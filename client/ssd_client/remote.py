@@ -142,13 +142,24 @@ class StreamSession:
 
 
 class UnarySession:
-    """A session over unary calls; the first one opens it, together with its first step."""
+    """A session over unary calls; the first one opens it, together with its first step.
 
-    def __init__(self, channel: NodeChannel, opening: ssd_pb2.Open) -> None:
+    Args:
+        channel: a described channel.
+        opening: Open with the history so far.
+        session_id: a session that may still be there: then the node goes on with it instead of opening another.
+    """
+
+    def __init__(self, channel: NodeChannel, opening: ssd_pb2.Open, session_id: str) -> None:
         self._channel = channel
         self._opening: ssd_pb2.Open | None = opening
-        self._id = ""
+        self._id = session_id
         self._call: Call = None
+
+    @property
+    def session_id(self) -> str:
+        """The node's name for the session, "" before the first answer."""
+        return self._id
 
     def ask(self, step: ssd_pb2.Step, timeout_s: float) -> ssd_pb2.StepResult:
         """Send a step and wait for its result."""
@@ -247,6 +258,7 @@ class RemoteMember:
         self._read, self._deadline_s, self._wire = read, deadline_s, wire
         self._history: list[ssd_pb2.Step] = []
         self._session: Session | None = None
+        self._session_id = ""
         self._aborted = threading.Event()
         self._open_positions = 0
         self._passes = 0
@@ -358,7 +370,7 @@ class RemoteMember:
                 self._session = (
                     StreamSession(self._channel, opening, retry.left_s)
                     if self._wire == "stream"
-                    else UnarySession(self._channel, opening)
+                    else UnarySession(self._channel, opening, self._session_id)
                 )
             except NodeUnreachable as error:
                 raise Lost(str(error), for_good=True) from error
@@ -368,6 +380,8 @@ class RemoteMember:
 
     def _drop(self) -> None:
         session, self._session = self._session, None
+        if isinstance(session, UnarySession):
+            self._session_id = session.session_id
         if session is not None:
             session.abort()
 
