@@ -1,0 +1,1 @@
+"""Models of the SSD-2 family as ONNX graphs for devices without torch."""
