@@ -30,7 +30,8 @@ QUESTIONS = (
 )
 TEMPLATES = (
     "{passage}\n\n{question}",
-    "Use the following passages to answer.\n\n[1] {title}\n{passage}\n\n[2] {other_title}\n{other}\n\nQuestion: {question}",
+    "Use the following passages to answer.\n\n[1] {title}\n{passage}\n\n[2] {other_title}\n{other}"
+    "\n\nQuestion: {question}",
     "{question}\n\nText:\n{passage}",
     "{question}",
 )

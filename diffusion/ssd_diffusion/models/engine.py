@@ -29,7 +29,7 @@ _PREFILL_CHUNK = 256
 
 @dataclass(slots=True)
 class _Slot:
-    """What a slot holds: tokens, their cached keys and values, and the self-conditioning before and after the last step."""
+    """What a slot holds: tokens, cached keys and values, self-conditioning before and after the last step."""
 
     tokens: list[int] = field(default_factory=list)
     cached: int = 0
@@ -215,8 +215,8 @@ class TorchEngine:
         model = self.model
         clean = torch.zeros(len(rows), pending_length + 1, dtype=torch.long)
         for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
-            tokens = row.slot.tokens[row.slot.cached : row.slot.cached + count]
-            clean[i, : len(tokens)] = torch.tensor(tokens)
+            waiting = row.slot.tokens[row.slot.cached : row.slot.cached + count]
+            clean[i, : len(waiting)] = torch.tensor(waiting)
             clean[i, -1] = row.slot.tokens[row.slot.cached + count]
         clean = clean.to(self._device)
         parts = [model.embed(clean[:, :-1])]
@@ -299,7 +299,7 @@ def _begin_step(slot: _Slot, window: Window) -> None:
     if window.step == slot.last_step:
         slot.cached = slot.cached_before
         return
-    slot.sc_in, slot.sc_in_start = slot.sc_out, slot.sc_out_start
+    slot.sc_in, slot.sc_in_start = (slot.sc_out, slot.sc_out_start) if window.step else (None, 0)
     slot.last_step, slot.cached_before = window.step, slot.cached
 
 

@@ -61,9 +61,8 @@ class Ssd2Model(nn.Module):
         self.vocab = vocab
         table = self.table
         hidden = table.shape[1]
-        factory = {"dtype": table.dtype, "device": table.device}
-        self.w_diff = nn.Linear(hidden, hidden, bias=False, **factory)
-        self.w_time = nn.Linear(1, hidden, **factory)
+        self.w_diff = nn.Linear(hidden, hidden, bias=False, dtype=table.dtype, device=table.device)
+        self.w_time = nn.Linear(1, hidden, dtype=table.dtype, device=table.device)
         with torch.no_grad():
             nn.init.eye_(self.w_diff.weight)
             nn.init.zeros_(self.w_time.weight)

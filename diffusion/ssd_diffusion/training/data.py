@@ -1,0 +1,237 @@
+"""Rows to train on: packed text, instruction pairs, and mixtures, all a pure function of seed and step.
+
+A batch depends on nothing but the source, its seed and the step's number, so a run that was killed goes on with the
+rows that it would have seen. Tokenizing is the caller's. Knows nothing about networks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from ssd_kernels.types import I32, Bool
+from torch import Tensor
+
+from ssd_diffusion.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Rows of one forward pass.
+
+    Attributes:
+        tokens: clean ids. [R, n]
+        starts: first position of each block, -1 where a row has fewer blocks. [R, N], N = 0 for next-token rows
+        supervised: tokens that are targets. [R, n]
+        block: B.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    supervised: Tensor
+    block: int
+
+
+class Rows(Protocol):
+    """A source of batches."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; the same for the same step."""
+        ...
+
+
+def pack(documents: Iterable[Sequence[int]], eos: int) -> I32:
+    """One token stream: documents one after the other, each ended by `eos`. [total]"""
+    parts = [np.asarray([*ids, eos], np.int32) for ids in documents if len(ids)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def block_starts(length: int, block: int, offset: int) -> list[int]:
+    """Starts of the blocks that fit from an offset (at least 1) on."""
+    return list(range(offset, length - block + 1, block))
+
+
+class PackedRows:
+    """Windows of a token stream, reshuffled every epoch, each row with a random block offset."""
+
+    def __init__(
+        self, stream: I32, *, length: int, block: int, rows: int, seed: int, noisy: bool = True, offsets: int = 1
+    ) -> None:
+        """Cut a stream into rows.
+
+        Args:
+            stream: token ids.
+            length: n, tokens per row; shortened to the stream when that is shorter.
+            block: B.
+            rows: R, rows per batch.
+            seed: order and offsets.
+            noisy: False for pure next-token rows (no blocks).
+            offsets: sets of blocks per row, each at an offset of its own; more of them share one clean half.
+
+        Raises:
+            TrainingError: fewer tokens than two blocks.
+        """
+        if len(stream) < 2 * block + 1:
+            raise TrainingError(f"there are only {len(stream)} tokens to train on; {2 * block + 1} are the least")
+        self.stream, self.length = stream, min(length, len(stream))
+        self.block, self.rows, self.seed, self.sets = block, rows, seed, offsets if noisy else 0
+        self.per_epoch = max(1, len(stream) // self.length)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        tokens = np.stack([self._row(step * self.rows + r) for r in range(self.rows)])
+        rng = np.random.default_rng([self.seed, 1, step])
+        count = (self.length - self.block) // self.block
+        starts = np.full((self.rows, self.sets * count), -1, np.int64)
+        for r in range(self.rows):
+            for i in range(self.sets):
+                found = block_starts(self.length, self.block, int(rng.integers(1, self.block + 1)))[:count]
+                starts[r, i * count : i * count + len(found)] = found
+        supervised = np.ones(tokens.shape, bool)
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(starts), torch.from_numpy(supervised), self.block)
+
+    def _row(self, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        epoch, place = divmod(index, self.per_epoch)
+        rng = np.random.default_rng([self.seed, 0, epoch])
+        shift = int(rng.integers(0, len(self.stream) - self.per_epoch * self.length + 1))
+        first = shift + int(rng.permutation(self.per_epoch)[place]) * self.length
+        return self.stream[first : first + self.length].astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt in the clean context and the response to learn, as ids; the response without its end token."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+
+class InstructionRows:
+    """Prompts with supervised response blocks, each response filled up to its block's end with EOS, supervised too."""
+
+    def __init__(self, pairs: Sequence[Pair], *, length: int, block: int, rows: int, seed: int, eos: int) -> None:
+        """Prepare pairs.
+
+        Args:
+            pairs: what to learn; a prompt too long for a row loses its beginning, a response its end.
+            length: most tokens per row.
+            block: B.
+            rows: R, rows per batch.
+            seed: order.
+            eos: the token that ends a response.
+
+        Raises:
+            TrainingError: no pair.
+        """
+        if not pairs:
+            raise TrainingError("there are no instruction pairs to train on")
+        self.rows, self.block, self.seed, self.eos = rows, block, seed, eos
+        self._built = [self._build(pair, length) for pair in pairs]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, padded to its longest row."""
+        built = []
+        for r in range(self.rows):
+            epoch, place = divmod(step * self.rows + r, len(self._built))
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self._built))
+            built.append(self._built[order[place]])
+        length = max(len(tokens) for tokens, _ in built)
+        count = max((len(tokens) - first) // self.block for tokens, first in built)
+        tokens = np.full((self.rows, length), self.eos, np.int64)
+        starts = np.full((self.rows, count), -1, np.int64)
+        supervised: Bool = np.zeros((self.rows, length), np.bool_)
+        for r, (ids, first) in enumerate(built):
+            tokens[r, : len(ids)] = ids
+            supervised[r, first : len(ids)] = True
+            found = block_starts(len(ids), self.block, first)
+            starts[r, : len(found)] = found
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(starts), torch.from_numpy(supervised), self.block)
+
+    def _build(self, pair: Pair, length: int) -> tuple[list[int], int]:
+        room = max(self.block, (length // 2 // self.block) * self.block)
+        response = [*pair.response[: room - 1], self.eos]
+        response += [self.eos] * (-len(response) % self.block)
+        prompt = [*pair.prompt][-(length - len(response)) :] if length > len(response) else []
+        prompt = prompt or [self.eos]
+        return [*prompt, *response], len(prompt)
+
+
+class MixedRows:
+    """Several sources by share; which source a step draws from follows from the seed and the step."""
+
+    def __init__(self, sources: Sequence[tuple[float, Rows]], seed: int) -> None:
+        """Args: sources with their shares (any positive scale); seed of the choice."""
+        if not sources:
+            raise TrainingError("there is nothing to train on")
+        shares = np.array([share for share, _ in sources], float)
+        self.shares, self.sources, self.seed = shares / shares.sum(), [rows for _, rows in sources], seed
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        # Low-discrepancy choice: every source gets its share in any short stretch of steps too.
+        point = (np.random.default_rng(self.seed).random() + step * 0.6180339887498949) % 1.0
+        pick = int(np.searchsorted(np.cumsum(self.shares), point, side="right"))
+        return self.sources[min(pick, len(self.sources) - 1)].batch(step)
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Documents of text files (one each) and of JSONL files (field `text`); other JSONL rows are left out.
+
+    Raises:
+        TrainingError: a file that cannot be read.
+    """
+    for path in _files(paths):
+        if path.suffix == ".jsonl":
+            yield from (str(row["text"]) for row in _json_rows(path) if isinstance(row.get("text"), str))
+        else:
+            try:
+                yield path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise TrainingError(f"{path} cannot be read as text: {error}") from error
+
+
+def read_conversations(paths: Iterable[Path]) -> Iterator[list[dict[str, str]]]:
+    """Chats of JSONL files: rows of DOLLY's columns (instruction, context, response), or of chat `messages`.
+
+    Raises:
+        TrainingError: a file that cannot be read, or a row of neither form.
+    """
+    for path in _files(paths):
+        for number, row in enumerate(_json_rows(path), 1):
+            if "instruction" in row and "response" in row:
+                asked = "\n\n".join(str(x) for x in (row.get("context"), row["instruction"]) if x)
+                yield [{"role": "user", "content": asked}, {"role": "assistant", "content": str(row["response"])}]
+            elif isinstance(row.get("messages"), list) and row["messages"]:
+                yield [{"role": str(m.get("role")), "content": str(m.get("content"))} for m in row["messages"]]
+            else:
+                raise TrainingError(
+                    f"{path}:{number} has neither DOLLY's columns (instruction, context, response) nor messages"
+                )
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md", ".jsonl") and p.is_file())
+        elif path.is_file():
+            yield path
+        else:
+            raise TrainingError(f"there is no file or folder {path}")
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise TrainingError(f"{path}:{number} is not a JSON object")
+                    yield row
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TrainingError(f"{path} cannot be read as JSON lines: {error}") from error

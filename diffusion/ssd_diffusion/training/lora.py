@@ -1,0 +1,143 @@
+"""LoRA through peft: attach to a model, save and load beside the diffusion maps. Knows nothing about data or loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.models.ssd2 import Ssd2Model
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter.safetensors")
+DIFFUSION_FILE = "diffusion.safetensors"
+_LINEAR = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraOptions:
+    """Shape of the adapter: rank, alpha (scale = alpha / rank), and dropout on its input."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+def attach(model: Ssd2Model, options: LoraOptions, seed: int = 0) -> Any:
+    """Put a fresh LoRA on every linear layer of the backbone; only it, w_diff and w_time stay trainable.
+
+    Returns:
+        The peft model that wraps `model.causal` (in place), needed by `save_adapter`.
+    """
+    import peft
+
+    kind = str(model.causal.config.model_type)  # type: ignore[union-attr]
+    config = peft.LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
+        target_modules=list(_LINEAR.get(kind, _LINEAR["llama"])), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = peft.get_peft_model(model.causal, config)
+    for part in (model.w_diff, model.w_time):
+        part.requires_grad_(True)
+    return wrapped
+
+
+def save_adapter(wrapped: Any, model: Ssd2Model, folder: Path, *, half: bool = False) -> None:
+    """Write peft's own layout (adapter_model.safetensors, adapter_config.json) and diffusion.safetensors.
+
+    Args:
+        wrapped: what `attach` returned.
+        model: the model it was attached to.
+        folder: made when missing.
+        half: store in float16.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in peft.get_peft_model_state_dict(wrapped).items()}
+    save_file(state, folder / ADAPTER_FILES[0])
+    save_file({k: v.to(dtype) for k, v in diffusion_state(model).items()}, folder / DIFFUSION_FILE)
+    config = wrapped.peft_config["default"]
+    held = config.inference_mode
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    config.inference_mode = held
+
+
+def diffusion_state(model: Ssd2Model) -> dict[str, Tensor]:
+    """The tensors of diffusion.safetensors, on the CPU."""
+    return {
+        "w_diff.weight": model.w_diff.weight.detach().cpu().contiguous(),
+        "w_time.weight": model.w_time.weight.detach().cpu().contiguous(),
+        "w_time.bias": model.w_time.bias.detach().cpu().contiguous(),
+    }
+
+
+def load_diffusion(model: Ssd2Model, path: Path) -> None:
+    """Read w_diff and w_time from a diffusion.safetensors.
+
+    Raises:
+        InvalidModel: missing, truncated, foreign, of another width, or not finite.
+    """
+    state = read_tensors(path)
+    own = diffusion_state(model)
+    if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
+        raise InvalidModel(f"{path} does not fit this model; its w_diff and w_time must have width {model.hidden_size}")
+    with torch.no_grad():
+        model.w_diff.weight.copy_(state["w_diff.weight"])
+        model.w_time.weight.copy_(state["w_time.weight"])
+        model.w_time.bias.copy_(state["w_time.bias"])
+
+
+def load_adapter(model: Ssd2Model, folder: Path) -> Any:
+    """Put a saved adapter on a model and read its diffusion maps; the counterpart of `save_adapter`.
+
+    Raises:
+        InvalidModel: a missing, truncated or foreign file.
+    """
+    import peft
+
+    file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    if file is None or not (folder / "adapter_config.json").is_file():
+        raise InvalidModel(f"{folder} holds no adapter; it needs adapter_config.json and {ADAPTER_FILES[0]}")
+    state = read_tensors(file)
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        wrapped = peft.get_peft_model(model.causal, config)
+        outcome = peft.set_peft_model_state_dict(wrapped, {k: v.float() for k, v in state.items()})
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise InvalidModel(f"the adapter in {folder} does not fit this model: {error}") from error
+    missing = [k for k in outcome.missing_keys if "lora_" in k]
+    if missing or outcome.unexpected_keys:
+        raise InvalidModel(f"the adapter in {folder} was made for another model")
+    load_diffusion(model, folder / DIFFUSION_FILE)
+    return wrapped
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        InvalidModel: missing, truncated, foreign, or with values that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InvalidModel(f"{path} is missing or damaged: {error}") from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InvalidModel(f"{path} holds values that are not finite (in {name}); get the file again")
+    return state

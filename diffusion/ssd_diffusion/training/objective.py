@@ -1,0 +1,191 @@
+"""The training objective of one batch: levels, an optional pass without gradients, and the supervised losses.
+
+The pass without gradients gives the self-conditioning of a decode step (half of the batches; TESS, diffusion.md 2). In
+a share of those its own draws, not the true tokens, are what gets noised: at low levels decoding reads its own earlier
+guesses, and a model that only ever saw the truth there would copy them, right or wrong.
+
+Knows nothing about optimizers, files or time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssd_diffusion.models.ssd2 import Ssd2Model
+from ssd_diffusion.training.data import Batch
+from ssd_diffusion.training.loss import token_losses
+from ssd_diffusion.training.noise import LevelMix, noised_embedding, preceding_levels, sample_levels
+from ssd_diffusion.training.onepass import layout, query_index
+
+_CHUNK = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveOptions:
+    """What is trained.
+
+    Attributes:
+        levels: mixture of level patterns.
+        conditioned: share of batches with a self-conditioning pass.
+        own_draws: share of those in which the model's own draws are noised in place of the true tokens.
+        clean_weight: weight of the next-token loss of the clean half.
+        clean_share: share of the clean positions that it is computed at (in batches with blocks).
+    """
+
+    levels: LevelMix = field(default_factory=LevelMix)
+    conditioned: float = 0.5
+    own_draws: float = 0.6
+    clean_weight: float = 0.25
+    clean_share: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """Loss of a batch (with gradient), its parts in nats a token, and how many targets each had."""
+
+    loss: Tensor
+    noisy: float
+    clean: float
+    noisy_targets: int
+    clean_targets: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyInput:
+    """Blocks of a batch with their levels and inputs: levels [R, N, B], embeddings [R, N, B, H]."""
+
+    u: Tensor
+    noised: Tensor
+    conditioning: Tensor
+
+
+def truth(batch: Batch) -> Tensor:
+    """True tokens of the blocks; anything where a row has no such block. [R, N, B]"""
+    where = batch.starts.clamp(min=0)[..., None] + torch.arange(batch.block, device=batch.starts.device)
+    rows = torch.arange(len(batch.tokens), device=batch.starts.device)[:, None, None]
+    return batch.tokens[rows, where]
+
+
+def targets_mask(batch: Batch) -> Tensor:
+    """Block positions that are supervised. [R, N, B]"""
+    where = batch.starts.clamp(min=0)[..., None] + torch.arange(batch.block, device=batch.starts.device)
+    rows = torch.arange(len(batch.tokens), device=batch.starts.device)[:, None, None]
+    return batch.supervised[rows, where] & (batch.starts >= 1)[..., None]
+
+
+def hidden_states(model: Ssd2Model, batch: Batch, noisy: NoisyInput) -> Tensor:
+    """Last hidden states of [x_0 ; x_t]. [R, n + N (B + 1), H]"""
+    rows, blocks = batch.starts.shape
+    tokens = truth(batch)
+    anchors = batch.tokens.gather(1, (batch.starts - 1).clamp(min=0))
+    window = model.embed_window(tokens, noisy.u, noisy.noised, noisy.conditioning)
+    part = torch.cat([model.embed_clean(anchors)[:, :, None], window], dim=2)
+    inputs = torch.cat([model.embed(batch.tokens), part.reshape(rows, blocks * (batch.block + 1), -1)], dim=1)
+    arranged = layout(batch.tokens.shape[1], batch.starts, noisy.u)
+    hidden, _ = model.forward_pass(inputs, arranged.position_ids, arranged.allowed, keep=False)
+    return hidden
+
+
+def block_hidden(batch: Batch, hidden: Tensor) -> Tensor:
+    """The hidden states that predict each block position. [R, N, B, H]"""
+    index = query_index(batch.tokens.shape[1], batch.starts.shape[1], batch.block, hidden.device)
+    return hidden[:, index]
+
+
+def first_input(model: Ssd2Model, batch: Batch, u: Tensor, generator: torch.Generator) -> NoisyInput:
+    """Blocks noised from the truth, with no self-conditioning."""
+    return _input(model, truth(batch), u, _mean(model, u), generator)
+
+
+@torch.no_grad()
+def conditioned_input(
+    model: Ssd2Model, batch: Batch, before: NoisyInput, u: Tensor, generator: torch.Generator, *, own_draws: bool
+) -> NoisyInput:
+    """Blocks at the next levels, conditioned on a pass over `before`; noised from the truth or that pass's draws."""
+    hidden = block_hidden(batch, hidden_states(model, batch, before))
+    conditioning, tokens = _mean(model, u).clone(), truth(batch).clone()
+    pick = (u > 0) & (u < 1)
+    reads, draws = [], []
+    for part in torch.split(hidden[pick], _CHUNK):
+        logits = model.logits(part)
+        p = torch.softmax(logits.float(), dim=-1)
+        reads.append(p.to(model.table.dtype) @ model.table)
+        if own_draws:
+            draws.append(torch.multinomial(p, 1, generator=generator)[:, 0])
+    if reads:
+        conditioning[pick] = torch.cat(reads).to(conditioning.dtype)
+    if draws:
+        tokens[pick] = torch.cat(draws)
+    return _input(model, tokens, u, conditioning, generator)
+
+
+def batch_loss(model: Ssd2Model, batch: Batch, options: ObjectiveOptions, seed: tuple[int, ...]) -> BatchLoss:
+    """Loss of a batch; all its randomness follows from `seed`.
+
+    Args:
+        model: the model being trained.
+        batch: rows on the model's device.
+        options: what is trained.
+        seed: non-negative integers, such as (run seed, step, micro-batch).
+    """
+    rng = np.random.default_rng(list(seed))
+    device = batch.tokens.device
+    if batch.starts.shape[1] == 0:
+        return _next_token_loss(model, batch)
+    levels = sample_levels(rng, batch.starts.numel(), batch.block, options.levels)
+    levels = levels.reshape(*batch.starts.shape, batch.block)
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    u = torch.from_numpy(levels).to(device)
+    if rng.random() < options.conditioned and bool(((u > 0) & (u < 1)).any()):
+        own = bool(rng.random() < options.own_draws)
+        before = torch.from_numpy(preceding_levels(levels, options.levels.grid, rng, blind=own)).to(device)
+        noisy = conditioned_input(
+            model, batch, first_input(model, batch, before, generator), u, generator, own_draws=own
+        )
+    else:
+        noisy = first_input(model, batch, u, generator)
+    hidden = hidden_states(model, batch, noisy)
+    wanted = targets_mask(batch) & (u > 0)
+    losses = _losses(model, block_hidden(batch, hidden)[wanted], truth(batch)[wanted])
+    clean_wanted = batch.supervised[:, 1:] & (
+        torch.rand(batch.supervised[:, 1:].shape, generator=generator, device=device) < options.clean_share
+    )
+    clean = _losses(model, hidden[:, : batch.tokens.shape[1] - 1][clean_wanted], batch.tokens[:, 1:][clean_wanted])
+    noisy_mean, clean_mean = _mean_loss(losses), _mean_loss(clean)
+    loss = noisy_mean + options.clean_weight * clean_mean
+    return BatchLoss(loss, float(noisy_mean.detach()), float(clean_mean.detach()), len(losses), len(clean))
+
+
+def _next_token_loss(model: Ssd2Model, batch: Batch) -> BatchLoss:
+    rows, length = batch.tokens.shape
+    places = torch.arange(length, device=batch.tokens.device).expand(rows, -1)
+    allowed = torch.ones(length, length, dtype=torch.bool, device=batch.tokens.device).tril().expand(rows, -1, -1)
+    hidden, _ = model.forward_pass(model.embed(batch.tokens), places, allowed, keep=False)
+    wanted = batch.supervised[:, 1:]
+    losses = _losses(model, hidden[:, :-1][wanted], batch.tokens[:, 1:][wanted])
+    mean = _mean_loss(losses)
+    return BatchLoss(mean, float("nan"), float(mean.detach()), 0, len(losses))
+
+
+def _losses(model: Ssd2Model, hidden: Tensor, targets: Tensor) -> Tensor:
+    head = model.causal.get_output_embeddings()  # type: ignore[operator]
+    bias = None if head.bias is None else head.bias[: model.vocab]
+    return token_losses(hidden, head.weight[: model.vocab], bias, targets)
+
+
+def _mean_loss(losses: Tensor) -> Tensor:
+    return losses.mean() if len(losses) else losses.sum()
+
+
+def _mean(model: Ssd2Model, u: Tensor) -> Tensor:
+    return model.mean_embedding.expand(*u.shape, -1)
+
+
+def _input(model: Ssd2Model, tokens: Tensor, u: Tensor, conditioning: Tensor, generator: torch.Generator) -> NoisyInput:
+    with torch.no_grad():
+        noised = noised_embedding(tokens.flatten(), u.flatten(), model.table.detach(), generator)
+    return NoisyInput(u=u, noised=noised.view(*u.shape, -1), conditioning=conditioning)
