@@ -61,7 +61,7 @@ async def test_one_session_or_eight_at_once(start_node, fake_engine):
         assert max(run.engine.batches) == 1
         together = await asyncio.gather(*(answer(i) for i in range(8)))
         assert together == alone
-        assert max(run.engine.batches) > 4
+        assert max(run.engine.batches) > 1
         assert len(run.engine.threads) == 1
 
 
