@@ -1,0 +1,84 @@
+"""The numpy rules of one pass against rules spelled out key by key, and against the torch side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ssd_diffusion.layout import InputMaps, pass_layout, shift_conditioning
+from ssd_diffusion.schedule import alpha_bar
+from ssd_diffusion.window import Window
+from ssd_kernels.simplex import renoise_f64
+from ssd_kernels.types import TokenSets
+
+
+def may_read(query: int, key: int, cached: int, pending: int, u: list[float]) -> bool:
+    """Indices count from the first cached token; the anchor is at cached + pending."""
+    anchor = cached + pending
+    if query < anchor:
+        return key <= query
+    if key <= anchor:
+        return True
+    return key == query or u[key - anchor - 1] < 1
+
+
+@pytest.mark.parametrize("cached", [0, 3])
+@pytest.mark.parametrize("pending", [0, 2])
+def test_the_mask_is_what_the_words_say(cached: int, pending: int) -> None:
+    u = [0.0, 1.0, 0.4, 1.0]
+    layout = pass_layout(cached, pending, np.array(u, np.float32))
+    queries = pending + 1 + len(u)
+    for query in range(queries):
+        for key in range(cached + queries):
+            assert layout.allowed[query, key] == may_read(cached + query, key, cached, pending, u), (query, key)
+    assert layout.position_ids.tolist() == list(range(cached, cached + queries))
+    assert layout.bias.shape == (1, 1, queries, cached + queries)
+    assert (layout.bias[0, 0] == 0).tolist() == layout.allowed.tolist()
+
+
+def test_the_torch_side_has_the_same_rules() -> None:
+    torch = pytest.importorskip("torch")
+    from ssd_diffusion.models.ssd2 import pass_layout as torch_layout
+
+    u = np.array([1.0, 0.3, 0.0], np.float32)
+    ours = pass_layout(4, 2, u)
+    theirs = torch_layout(
+        torch.tensor([4]), torch.tensor([2]), torch.from_numpy(u)[None], past_length=4, pending_length=2
+    )
+    assert theirs.allowed[0].numpy().tolist() == ours.allowed.tolist()
+    assert theirs.position_ids[0].tolist() == ours.position_ids.tolist()
+
+
+def test_every_position_enters_by_its_own_level() -> None:
+    rng = np.random.default_rng(0)
+    vocab, hidden = 40, 6
+    table = rng.standard_normal((vocab, hidden)).astype(np.float32)
+    mean = table.mean(0)
+    w_diff, w_time, bias = (rng.standard_normal(s).astype(np.float32) for s in ((hidden, hidden), hidden, hidden))
+    maps = InputMaps(table, mean, w_diff, w_time, bias)
+    u = np.array([0.0, 0.35, 1.0], np.float32)
+    window = Window(5, 2, 0, u, TokenSets.of([[7], [9], []]), 123)
+    conditioning = rng.standard_normal((3, hidden)).astype(np.float32)
+    found = maps.embed_window(window, conditioning)
+
+    x = renoise_f64(
+        TokenSets.of([[9]]), alpha_bar(u[1:2]).astype(np.float32), noise_key=123, positions=window.positions[1:2],
+        step=2, block=0, vocab=vocab,
+    )[0]  # fmt: skip
+    p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+    w = w_diff.astype(np.float64)
+    want = [
+        table[7] + bias,
+        w @ ((p @ table + conditioning[1]) / 2) + 0.35 * w_time + bias,
+        w @ mean + w_time + bias,
+    ]
+    np.testing.assert_allclose(found, want, atol=2e-5)
+
+
+def test_self_conditioning_moves_with_the_window() -> None:
+    mean = np.array([9.0], np.float32)
+    before = np.array([[1.0], [2.0], [3.0]], np.float32)
+    assert shift_conditioning(None, 2, 3, mean)[:, 0].tolist() == [9, 9, 9]
+    assert shift_conditioning(before, 0, 3, mean)[:, 0].tolist() == [1, 2, 3]
+    assert shift_conditioning(before, 2, 3, mean)[:, 0].tolist() == [3, 9, 9]
+    assert shift_conditioning(before, 5, 3, mean)[:, 0].tolist() == [9, 9, 9]
+    assert shift_conditioning(before, 0, 2, mean)[:, 0].tolist() == [1, 2]
