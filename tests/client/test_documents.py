@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import os
 import random
 import signal
@@ -10,7 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -21,8 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ssd_client.documents import Document, Ingested, Limits, Progress, dedupe, ingest, split
 from ssd_client.documents.extract import Skip, decode, extract, html_text
+from ssd_client.documents.ingest import data_fingerprint, save_skipped
 from ssd_client.documents.passages import place
 from ssd_client.documents.worker import Worker, _serve
+from ssd_client.documents.worker import main as worker_main
 from ssd_client.errors import BadInput, StoreError
 
 
@@ -217,6 +224,72 @@ def test_every_file_left_out_has_its_reason(tmp_path: Path) -> None:
         for name, (_, reason) in BAD.items():
             assert reason in reasons[name], name
         assert result.parsed == (0 if run else len(BAD))  # huge.txt is never read; good.txt is
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker(Limits(text_chars=100_000, unpacked_bytes=1_000_000))
+    yield worker
+    worker.stop()
+
+
+def read_in(worker: Worker, path: Path, name: str) -> dict[str, object]:
+    try:
+        digest, found = worker.read(path, name)
+    except Skip as reason:
+        return {"skip": str(reason)}
+    return {"sha256": digest, "parts": [asdict(one) for one in found.parts], "skipped": found.skipped}
+
+
+@pytest.mark.parametrize("name", [*FILES, *BAD])
+def test_reading_here_is_reading_in_the_worker(worker: Worker, tmp_path: Path, name: str) -> None:
+    """The worker's own function in this process: the same documents, the same reasons."""
+    path = tmp_path / Path(name).name
+    path.write_bytes(FILES[name] if name in FILES else BAD[name][0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as the worker does: pypdf warns of broken files
+        here = _serve({"path": os.fsencode(path).hex(), "name": name}, worker.limits)
+    assert read_in(worker, path, name) == here
+
+
+def test_the_reader_process_answers_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`main` here, but without its limit on memory."""
+    (tmp_path / "x.html").write_text("<p>One</p>")
+    requests = [{"path": os.fsencode(tmp_path / name).hex(), "name": name} for name in ("x.html", "y.html")]
+    monkeypatch.setattr(sys, "argv", ["worker", json.dumps(asdict(Limits()))])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(one) + "\n" for one in requests)))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    try:
+        with warnings.catch_warnings():
+            worker_main()
+    finally:
+        logging.disable(logging.NOTSET)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["parts"][0]["text"] == "One"
+    assert second == {"skip": "cannot be read (No such file or directory)"}
+
+
+def test_a_mailbox_with_broken_mails() -> None:
+    box = b"From a\n" + mail_bytes() + b"\nFrom b\nno header at all\n\nFrom c\n" + mail_bytes(attachment=True)
+    found = extract("x.mbox", box, Limits())
+    assert [one.part for one in found.parts] == ["1", "3"]
+    assert dict(found.skipped) == {
+        "2": "damaged mail: it has no headers",
+        "3/plan.pdf": "attachment; save it as a file",
+    }
+    with pytest.raises(Skip, match="no text in it"):
+        extract("x.mbox", b"From a\n\n\n", Limits())
+
+
+def test_the_list_of_what_was_left_out_is_written(folder: Path, tmp_path: Path) -> None:
+    result = ingest(folder, tmp_path / "db")
+    save_skipped(result, tmp_path / "skipped.json")
+    assert json.loads((tmp_path / "skipped.json").read_text()) == [
+        {"path": "g.eml#plan.pdf", "reason": "attachment; save it as a file"}
+    ]
+    assert data_fingerprint(list(reversed(result.documents))) == result.fingerprint
 
 
 def test_folders_and_links_left_out(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from ssd_client.documents import Document
@@ -287,6 +288,54 @@ def test_encoder_folders_that_are_not(tmp_path: Path) -> None:
         Encoder.load(tmp_path, verify=True)
     with pytest.raises(IndexFault, match="remove the folder and personalize again"):
         Encoder.load(tmp_path)
+
+
+def tiny_encoder(folder: Path, dimensions: int = 4) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """An encoder folder: a word-level tokenizer, and a graph of embedding, masked mean and unit length. The table."""
+    onnx = pytest.importorskip("onnx")
+    words = ["[UNK]", *"abcdefgh"]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    table = np.random.default_rng(0).standard_normal((len(words), dimensions)).astype(np.float32)
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    integers, floats = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [
+            node("Gather", ["table", "input_ids"], ["rows"]),
+            node("Cast", ["attention_mask"], ["mask"], to=floats),
+            node("Unsqueeze", ["mask", "last"], ["weight"]),
+            node("Mul", ["rows", "weight"], ["kept"]),
+            node("ReduceSum", ["kept", "middle"], ["sum"], keepdims=0),
+            node("LpNormalization", ["sum"], ["vectors"], axis=1, p=2),
+        ],
+        "tiny",
+        [value("input_ids", integers, ["n", "l"]), value("attention_mask", integers, ["n", "l"])],
+        [value("vectors", floats, ["n", dimensions])],
+        [
+            onnx.numpy_helper.from_array(table, "table"),
+            onnx.numpy_helper.from_array(np.array([2]), "last"),
+            onnx.numpy_helper.from_array(np.array([1]), "middle"),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, folder / "model.onnx")
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    card = {"format": 1, "name": "tiny", "dimensions": dimensions, "max_tokens": 3, "sha256": digest}
+    (folder / "encoder.json").write_text(json.dumps(card))
+    return table
+
+
+def test_an_encoder_pads_cuts_and_keeps_the_order(tmp_path: Path) -> None:
+    table = tiny_encoder(tmp_path)
+    encoder = Encoder.load(tmp_path, verify=True)
+    assert encoder.id.startswith("tiny@")
+    assert encoder.token_ids("a c e g") == [1, 3, 5]
+    texts = ["a b", "c", "d e f g", "h \ud800"] * 9
+    sums = [table[[1, 2]].sum(0), table[3], table[[4, 5, 6]].sum(0), table[8] + table[0]] * 9
+    expected = np.array([one / np.linalg.norm(one) for one in sums])
+    np.testing.assert_allclose(encoder.embed(texts), expected, atol=1e-6)
+    assert encoder.embed([]).shape == (0, 4)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ class Worker:
     """One process, started when first needed and again after it died. For one thread at a time, `stop` for any."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
 
@@ -47,7 +47,7 @@ class Worker:
             expired.set()
             process.kill()
 
-        watch = threading.Timer(self._limits.seconds, kill)
+        watch = threading.Timer(self.limits.seconds, kill)
         watch.start()
         try:
             request = {"path": os.fsencode(path).hex(), "name": name}
@@ -61,7 +61,7 @@ class Worker:
         if not line.endswith("\n"):
             self._discard()
             if expired.is_set():
-                raise Skip(f"took longer than {self._limits.seconds:g} s to read")
+                raise Skip(f"took longer than {self.limits.seconds:g} s to read")
             raise Skip("could not be read: the reader crashed on it")
         return _answer(json.loads(line))
 
@@ -74,7 +74,8 @@ class Worker:
         if self._stopped:
             raise Skip("stopped")
         if self._process is None:
-            command = [sys.executable, "-m", _MODULE, json.dumps(asdict(self._limits))]
+            command = [sys.executable, "-P", "-m", _MODULE, json.dumps(asdict(self.limits))]
+            # -P: never import from the folder the user happens to stand in
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
             )
