@@ -1,0 +1,46 @@
+"""The command line: real runs on synthetic logits, and what goes wrong in one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ssd_bench import __main__ as cli
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["ssd_bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, capsys.readouterr()
+
+
+def test_wire_on_synthetic_logits(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("ssd_bench.wire.SYNTHETIC_VOCAB", 2000)
+    monkeypatch.setattr("ssd_bench.wire.SYNTHETIC_BLOCK", 4)
+    results = tmp_path / "bench" / "results.json"
+    options = ("--passes", 2, "--json", "--out", tmp_path, "--results", results)
+    code, said = run(monkeypatch, capsys, "wire", "--synthetic-only", *options)
+    assert code == 0
+    content = json.loads(said.out)
+    assert content["parts"][0]["codecs"]["dense-f32"]["same"] == 1.0
+    assert "# Bytes on the wire" in (tmp_path / "wire-bytes.md").read_text()
+    assert {row["suite"] for row in json.loads(results.read_text())["rows"]} == {"wire"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("ensemble", "--examples", "nowhere"), 2, "no questions"),
+        (("floor", "--data", "nowhere"), 2, "data_public"),
+        (("wire", "--synthetic-only", "--codec", "morse"), 2, "morse"),
+        (("wire", "--passes", "0"), 2, "passes"),
+    ],
+)
+def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, code, words):
+    monkeypatch.setenv("SSD_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    got, said = run(monkeypatch, capsys, *arguments)
+    assert got == code
+    assert words in said.err + said.out
+    assert "Traceback" not in said.err
