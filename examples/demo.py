@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import queue
+import secrets
 import shlex
 import shutil
 import signal
@@ -161,21 +162,31 @@ def run_json(demo: Demo, arguments: list[str], deadline_s: float, **variables: s
 def node(demo: Demo) -> Iterator[dict[str, Any]]:
     """A node on a free port of this machine, for as long as the block runs. Yields what it printed when ready."""
     arguments = command("ssd-cloud", "serve", "--listen", "127.0.0.1:0", "--json")
-    say(f"\n$ {shown(arguments)} &")
+    say(f"\n$ SSD_TOKEN=... {shown(arguments)} &")
+    token = secrets.token_urlsafe(32)
+    share_models(demo.folder)
     log = demo.folder / "node.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            arguments, env=demo.environment("node"), stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL,
+            arguments, env={**demo.environment("node"), "SSD_TOKEN": token}, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL,
             text=True,
         )  # fmt: skip
     try:
         with demo.timed("node start"):
             ready = wait_ready(process, log)
         say(f"  ready on {ready['listen']}: {ready['model']}, V {ready['v']}, B {ready['b']}")
-        yield ready
+        yield {**ready, "token": token}
     finally:
         stop(process)
         say("\nnode stopped")
+
+
+def share_models(folder: Path) -> None:
+    """Lets the node use the base model that the device has converted already: here both are on one machine."""
+    mine, theirs = folder / "node" / "models", folder / "device" / "models"
+    mine.parent.mkdir(exist_ok=True, mode=0o700)
+    if theirs.is_dir() and not mine.exists():
+        mine.symlink_to(theirs.resolve())
 
 
 def wait_ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
