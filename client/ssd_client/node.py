@@ -24,12 +24,12 @@ from ssd_protos.ssd.v1 import ssd_pb2
 
 from ssd_client.errors import LedgerError, NodeMismatch, NodeRefused, NodeUnreachable, UsageError
 
-DEFAULT_PORT = 50551
+DEFAULT_PORT = 7337
 _DESCRIBE_BYTES = 4 * 1024 * 1024
 _SERVICE = "/ssd.v1.Ssd/"
 _RETRY_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),
 ]

@@ -140,7 +140,7 @@ def test_a_node_that_stays_away_leaves_the_expert_to_finish(options, node, home,
                 proxy.cut()
 
         got = answer.generate(
-            replace(options, node=proxy.target, deadline_s=1.0), home=home, on_progress=progress
+            replace(options, node=proxy.target, deadline_s=3.0), home=home, on_progress=progress
         )  # fmt: skip
     assert got.tokens == 24 or got.finish_reason == "stop"
     assert got.core_steps == 2

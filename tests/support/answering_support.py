@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -207,12 +208,14 @@ class TcpProxy:
     def cut(self) -> None:
         """Break every connection."""
         self.cuts += 1
+        self._shut()
+
+    def _shut(self) -> None:
         pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for side in pair:
                 with suppress(OSError):
                     side.shutdown(socket.SHUT_RDWR)
-                side.close()
 
     def __enter__(self) -> TcpProxy:
         return self
@@ -220,7 +223,7 @@ class TcpProxy:
     def __exit__(self, *_: object) -> None:
         self._open = False
         self._listener.close()
-        self.cut()
+        self._shut()
 
     def _accept(self) -> None:
         while self._open:
@@ -238,8 +241,16 @@ class TcpProxy:
                 near.close()
                 continue
             self._pairs.append((near, far))
-            threading.Thread(target=self._relay, args=(near, far, False), daemon=True).start()
-            threading.Thread(target=self._relay, args=(far, near, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(near, far), daemon=True).start()
+
+    def _pump(self, near: socket.socket, far: socket.socket) -> None:
+        """Relay both ways; only then close, so that no thread reads a number that means another socket by now."""
+        up = threading.Thread(target=self._relay, args=(near, far, False), daemon=True)
+        up.start()
+        self._relay(far, near, True)
+        up.join()
+        near.close()
+        far.close()
 
     def _relay(self, source: socket.socket, sink: socket.socket, down: bool) -> None:
         try:
@@ -265,3 +276,43 @@ def client(home: Path, *arguments: str, timeout: float = 120, stdin: str | None 
         [sys.executable, "-m", "ssd_client.cli.main", *arguments], env=environment(home, **more), timeout=timeout,
         capture_output=True, text=True, input=stdin or "",
     )  # fmt: skip
+
+
+def export_expert(model_folder: Path, target: Path) -> Path:
+    """An expert's files from a tiny model, by the real export: onnx/, model.json, tokenizer."""
+    from ssd_diffusion.export.onnx import export
+    from ssd_diffusion.models.folder import load
+    from ssd_diffusion.tokenizer import copy_tokenizer
+
+    target.mkdir(parents=True)
+    model, _ = load(model_folder)
+    export(model, target / "onnx")
+    shutil.copyfile(model_folder / "model.json", target / "model.json")
+    copy_tokenizer(model_folder, target)
+    return target
+
+
+def register_expert(home: Path, name: str, exported: Path, documents: dict[str, str], **card: Any) -> None:
+    """Put an exported expert with an index of some documents (BM25 alone) into a home's store."""
+    from ssd_client.documents import ingest
+    from ssd_client.index import Index
+    from ssd_client.store import ExpertCard, Store
+
+    store = Store(home)
+    folder = home.parent / f"documents-{name}"
+    for path, text in documents.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    staged = store.staging()
+    shutil.copytree(exported, staged, dirs_exist_ok=True)
+    if documents:
+        work = store.work_dir(name)
+        found = ingest(folder, work / "documents.sqlite", workers=1)
+        with Index.create(work / "index", None) as index:
+            index.update(found.documents)
+            index.export(staged)
+    fields: dict[str, Any] = {
+        "name": name, "base": "tiny", "base_model_id": "tiny@0", "created": "2026-01-01T00:00:00+00:00",
+        "documents": len(documents), "data_fingerprint": "0" * 64, "lam": 0.6, "alpha": 0.5,
+    }  # fmt: skip
+    store.register(staged, name, ExpertCard(**{**fields, **card}))
