@@ -164,11 +164,12 @@ def node(demo: Demo) -> Iterator[dict[str, Any]]:
     arguments = command("ssd-cloud", "serve", "--listen", "127.0.0.1:0", "--json")
     say(f"\n$ SSD_TOKEN=... {shown(arguments)} &")
     token = secrets.token_urlsafe(32)
+    environment = {**demo.environment("node"), "SSD_TOKEN": token}
     share_models(demo.folder)
     log = demo.folder / "node.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            arguments, env={**demo.environment("node"), "SSD_TOKEN": token}, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL,
+            arguments, env=environment, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL,
             text=True,
         )  # fmt: skip
     try:
