@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -132,9 +133,17 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     for line in sys.stdin:
+        _alarm(int(limits.seconds) + 10)  # for the case that whoever watches the time was killed
         answer = json.dumps(_serve(json.loads(line), limits))
+        _alarm(0)
         sys.stdout.write(answer + "\n")
         sys.stdout.flush()
+
+
+def _alarm(seconds: int) -> None:
+    """Die after that time, where the system can; 0: not any more."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
 
 
 if __name__ == "__main__":
