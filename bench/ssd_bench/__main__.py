@@ -229,6 +229,58 @@ def floor(
     _finish(content, text, as_json)
 
 
+@app.command()
+def acceptance(
+    home: Home = None,
+    core: Core = "packaged",
+    steps: Annotated[list[int] | None, typer.Option(min=1, help="Points of the step grid; may be repeated.")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(min=0.0, help="Nats a pass may accept; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts at most.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 48,
+    block: Annotated[int, typer.Option(min=1, help="Open positions.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of noise and draws.")] = 0,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Tokens a pass against judged likelihood, for grids and entropy budgets; what the defaults are chosen by."""
+    from ssd_cloud.models import load, resolve
+    from ssd_diffusion.packaged import ensure
+    from ssd_diffusion.sampler import DecodeParams
+    from ssd_diffusion.tokenizer import Tokenizer
+
+    from ssd_bench import acceptance as suite
+    from ssd_bench.floor import causal_scorer
+    from ssd_bench.machine import describe
+
+    started, root = time.monotonic(), home or default_home()
+    folder = resolve(core, root)
+    engine = load(folder, slots=1, batch_width=1, threads=None)
+    judge = causal_scorer(ensure(root / "bench", weights=root / "bench" / "no-adapter"))
+    spec = engine.spec
+    params = DecodeParams(
+        block=min(block, spec.max_block), grid=spec.grid, max_tokens=max_tokens, temperature=0.7, eos_ids=spec.eos_ids
+    )
+    chosen = suite.settings(steps or (1, len(spec.grid)), budget or (0.05, 0.2, 0.5))
+    prompts = suite.PROMPTS[:limit]
+    with progress("acceptance", len(prompts) * len(chosen)) as advance:
+        samples = suite.measure(
+            engine, Tokenizer.load(folder), judge, chosen, prompts=prompts, params=params, seed=seed, advance=advance
+        )
+    rows, seconds = suite.summary(samples), time.monotonic() - started
+    machine, about = (
+        describe(),
+        f"Model {spec.model_id}, temperature 0.7, top-p 0.9, block {params.block}, seed {seed}.",
+    )
+    text = suite.markdown(rows, about=about, machine=machine, seconds=seconds)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "acceptance.md").write_text(text, encoding="utf-8")
+    merge(results, suite.result_rows(rows))
+    _finish({"rows": rows, "about": about, "machine": machine, "seconds": seconds}, text, as_json)
+
+
 def _finish(content: object, text: str, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
