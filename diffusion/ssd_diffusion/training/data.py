@@ -179,39 +179,33 @@ class MixedRows:
         return self.sources[min(pick, len(self.sources) - 1)].batch(step)
 
 
-def read_texts(paths: Iterable[Path]) -> Iterator[str]:
-    """Documents of text files (one each) and of JSONL files (field `text`); other JSONL rows are left out.
+def read_items(paths: Iterable[Path]) -> Iterator[str | list[dict[str, str]]]:
+    """Documents (text files, and JSONL rows with `text`) and conversations (DOLLY's columns, or chat `messages`).
 
     Raises:
-        TrainingError: a file that cannot be read.
+        TrainingError: a file that cannot be read, or a JSONL row of no known form.
     """
     for path in _files(paths):
         if path.suffix == ".jsonl":
-            yield from (str(row["text"]) for row in _json_rows(path) if isinstance(row.get("text"), str))
+            for number, row in enumerate(_json_rows(path), 1):
+                yield _item(row, f"{path}:{number}")
         else:
             try:
                 yield path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise TrainingError(f"{path} cannot be read as text: {error}") from error
+                raise TrainingError(f"{path} cannot be read as text ({error}); leave it out") from error
 
 
-def read_conversations(paths: Iterable[Path]) -> Iterator[list[dict[str, str]]]:
-    """Chats of JSONL files: rows of DOLLY's columns (instruction, context, response), or of chat `messages`.
-
-    Raises:
-        TrainingError: a file that cannot be read, or a row of neither form.
-    """
-    for path in _files(paths):
-        for number, row in enumerate(_json_rows(path), 1):
-            if "instruction" in row and "response" in row:
-                asked = "\n\n".join(str(x) for x in (row.get("context"), row["instruction"]) if x)
-                yield [{"role": "user", "content": asked}, {"role": "assistant", "content": str(row["response"])}]
-            elif isinstance(row.get("messages"), list) and row["messages"]:
-                yield [{"role": str(m.get("role")), "content": str(m.get("content"))} for m in row["messages"]]
-            else:
-                raise TrainingError(
-                    f"{path}:{number} has neither DOLLY's columns (instruction, context, response) nor messages"
-                )
+def _item(row: dict[str, Any], where: str) -> str | list[dict[str, str]]:
+    if isinstance(row.get("text"), str):
+        return str(row["text"])
+    if isinstance(row.get("instruction"), str) and isinstance(row.get("response"), str):
+        asked = "\n\n".join(str(x) for x in (row.get("context"), row["instruction"]) if x)
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": row["response"]}]
+    messages = row.get("messages")
+    if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
+        return [{"role": str(m.get("role")), "content": str(m.get("content"))} for m in messages]
+    raise TrainingError(f"{where} has no text, no messages, and not DOLLY's columns (instruction, context, response)")
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -221,7 +215,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         elif path.is_file():
             yield path
         else:
-            raise TrainingError(f"there is no file or folder {path}")
+            raise TrainingError(f"there is no file or folder {path}; check the path")
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -231,7 +225,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
-                        raise TrainingError(f"{path}:{number} is not a JSON object")
+                        raise TrainingError(f"{path}:{number} is not a JSON object; leave it out")
                     yield row
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TrainingError(f"{path} cannot be read as JSON lines: {error}") from error
+        raise TrainingError(f"{path} cannot be read as JSON lines ({error}); leave it out") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,19 @@ def attach(model: Ssd2Model, options: LoraOptions, seed: int = 0) -> Any:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        wrapped = peft.get_peft_model(model.causal, config)
+        wrapped = _wrap(model, config)
     for part in (model.w_diff, model.w_time):
         part.requires_grad_(True)
     return wrapped
+
+
+def _wrap(model: Ssd2Model, config: Any) -> Any:
+    import peft
+
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute that has a new name; nothing that a user could do about it.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        return peft.get_peft_model(model.causal, config)
 
 
 def save_adapter(wrapped: Any, model: Ssd2Model, folder: Path, *, half: bool = False) -> None:
@@ -113,7 +123,7 @@ def load_adapter(model: Ssd2Model, folder: Path) -> Any:
     state = read_tensors(file)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
-        wrapped = peft.get_peft_model(model.causal, config)
+        wrapped = _wrap(model, config)
         outcome = peft.set_peft_model_state_dict(wrapped, {k: v.float() for k, v in state.items()})
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise InvalidModel(f"the adapter in {folder} does not fit this model: {error}") from error
