@@ -1,11 +1,11 @@
 """What can go wrong below client and cloud; every message is one sentence that says what to do.
 
-    DiffusionError
-    ├── InvalidStep          a step, grid or window that breaks the rules
-    ├── InvalidModel         a model folder, checkpoint or tokenizer that is not what it should be
-    ├── ContextOverflow      more tokens than a member can hold
-    ├── MemberLost           a member cannot answer any more (node gone, deadline passed)
-    └── TrainingError        training cannot go on (NaN loss, no data, foreign checkpoint)
+DiffusionError
+├── InvalidStep          a step, grid or window that breaks the rules
+├── InvalidModel         a model folder, checkpoint or tokenizer that is not what it should be
+├── ContextOverflow      more tokens than a member can hold
+├── MemberLost           a member cannot answer any more (node gone, deadline passed)
+└── TrainingError        training cannot go on (NaN loss, no data, foreign checkpoint)
 """
 
 from __future__ import annotations

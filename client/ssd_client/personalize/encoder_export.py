@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ssd_client.errors import PersonalizeError
 from ssd_client.index.encoder import CARD_FILE, FORMAT, MODEL_FILE, TOKENIZER_FILE, Encoder, encoder_dir
 from ssd_client.store import file_sha256

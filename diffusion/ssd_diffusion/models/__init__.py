@@ -1,1 +1,1 @@
-"""Torch models: backbones, engines, model folders. Only this part of the package (and training, export) imports torch."""
+"""Torch models: backbones, engines, model folders. Only this part of the package, training and export import torch."""
