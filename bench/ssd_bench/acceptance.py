@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from ssd_diffusion import keys
@@ -25,6 +26,7 @@ from ssd_bench.results import Row
 from ssd_bench.stats import bootstrap
 from ssd_bench.text import distinct_n, unigram_entropy
 
+Line: TypeAlias = dict[str, float | str | int]
 COMMAND = "python -m ssd_bench acceptance"
 PROMPTS = (
     "What is a lighthouse for?",
@@ -114,26 +116,25 @@ def _decode(engine: Engine, context: I32, setting: Setting, params: DecodeParams
     return np.concatenate([e.committed for e in events]).astype(np.int32), len(events)
 
 
-def summary(samples: Sequence[Sample]) -> list[dict[str, float | str | int]]:
+def summary(samples: Sequence[Sample]) -> list[Line]:
     """One row a setting: tokens a pass, judged nats a token with its difference to the floor, distinct-2, entropy."""
     floor_nats, floor_tokens = _of(samples, FLOOR)
-    rows: list[dict[str, float | str | int]] = []
+    rows: list[Line] = []
     for setting in dict.fromkeys(s.setting for s in samples):
         mine = [s for s in samples if s.setting == setting]
         nats, tokens = _of(samples, setting)
         drop = bootstrap(nats / tokens - floor_nats / floor_tokens)
         texts = [s.tokens.tolist() for s in mine]
         rows.append({
-            "setting": str(setting), "texts": len(mine), "tokens_a_pass": float(tokens.sum() / sum(s.passes for s in mine)),
+            "setting": str(setting), "texts": len(mine),
+            "tokens_a_pass": float(tokens.sum() / sum(s.passes for s in mine)),
             "nats": float(nats.sum() / tokens.sum()), "difference": drop.value, "low": drop.low, "high": drop.high,
             "distinct_2": distinct_n(texts, 2), "unigram_entropy": unigram_entropy(texts),
         })  # fmt: skip
     return rows
 
 
-def markdown(
-    rows: Sequence[dict[str, float | str | int]], *, about: str, machine: dict[str, str], seconds: float
-) -> str:
+def markdown(rows: Sequence[Line], *, about: str, machine: dict[str, str], seconds: float) -> str:
     """The report."""
     header = [
         "setting",
@@ -161,11 +162,14 @@ def markdown(
     ) + "\n"  # fmt: skip
 
 
-def result_rows(rows: Sequence[dict[str, float | str | int]]) -> list[Row]:
+def result_rows(rows: Sequence[Line]) -> list[Row]:
     """Tokens a pass of every setting over one a pass."""
     return [
         Row(
-            suite="acceptance", name=f"tokens a pass, {r['setting']}", ratio=float(r["tokens_a_pass"]), n=int(r["texts"]),
+            suite="acceptance",
+            name=f"tokens a pass, {r['setting']}",
+            ratio=float(r["tokens_a_pass"]),
+            n=int(r["texts"]),
             note=f"judged nats a token {float(r['difference']):+.3f} against one position a pass",
         )
         for r in rows
