@@ -16,7 +16,7 @@ BIN := .venv/bin
 READY := .venv/.ssd2-ready
 
 # Least branch coverage in percent that `make test` accepts.
-COVERAGE_MIN := 0
+COVERAGE_MIN := 70
 # Test processes at once.
 WORKERS ?= 2
 
