@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime
@@ -218,10 +219,10 @@ def load_maps(folder: Path) -> InputMaps:
         InvalidModel: a file is missing or damaged.
     """
     try:
-        with np.load(folder / "diffusion.npz") as saved:
+        with (folder / "diffusion.npz").open("rb") as file, np.load(file) as saved:
             parts = {name: saved[name] for name in ("mean", "w_diff", "w_time", "w_time_bias")}
         return InputMaps(table=np.load(folder / "embed.npy", mmap_mode="r"), **parts)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InvalidModel(f"the embeddings in {folder} cannot be read ({error}); personalize again") from error
 
 
