@@ -43,9 +43,13 @@ Results = Annotated[Path, typer.Option(help="File that all suites write their ra
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
-@app.callback()
-def _main() -> None:
-    """Benchmarks of ssd2."""
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context) -> None:
+    """Benchmarks of ssd2; without a suite, those that need nothing but an expert and the sample folder."""
+    if context.invoked_subcommand is None:
+        wire()
+        acceptance()
+        ensemble(max_minutes=WHOLE_MINUTES)
 
 
 @app.command()

@@ -148,8 +148,10 @@ def causal_scorer(folder: Path) -> Callable[[I32, I32], float]:
         InvalidModel: the folder is not what it should be.
     """
     import torch
+    import transformers
     from ssd_diffusion.models import folder as folders
 
+    transformers.utils.logging.disable_progress_bar()
     model, spec = folders.load(folder)
     causal: Any = model.causal
 

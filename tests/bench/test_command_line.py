@@ -44,3 +44,12 @@ def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, cod
     assert got == code
     assert words in said.err + said.out
     assert "Traceback" not in said.err
+
+
+def test_no_suite_runs_them_in_turn(monkeypatch, capsys):
+    called = []
+    for name in ("wire", "acceptance", "ensemble"):
+        monkeypatch.setattr(cli, name, lambda *, _name=name, **options: called.append((_name, options)))
+    code, _ = run(monkeypatch, capsys)
+    assert code == 0
+    assert called == [("wire", {}), ("acceptance", {}), ("ensemble", {"max_minutes": cli.WHOLE_MINUTES})]
