@@ -1,1 +1,9 @@
-"""Making an expert: needs torch, and is imported only when that is asked for."""
+"""A folder of documents becomes an expert: ingest, learn, weigh, export, index, register.
+
+The only part of the device that needs torch; import it lazily.
+"""
+
+from ssd_client.personalize.options import Event, OnEvent, PersonalizeOptions
+from ssd_client.personalize.run import personalize
+
+__all__ = ["Event", "OnEvent", "PersonalizeOptions", "personalize"]

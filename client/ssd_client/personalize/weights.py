@@ -1,0 +1,162 @@
+"""Lambda and alpha, chosen on the device: no text is sent anywhere.
+
+Held-out text is continued from its own beginning, as a chat. The core that stands in here is the base model itself;
+the expert reads passages of other documents as private context. The score is S1 (diffusion.md, 3): the mean
+log-probability of each true token at the first open position, everything else hidden. All candidates are scored on the
+same tokens. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from ssd_diffusion.models.ssd2 import Ssd2Model
+from ssd_diffusion.tokenizer import Tokenizer
+from ssd_kernels.combine import expert_term
+from ssd_kernels.types import I32
+from torch import Tensor
+
+from ssd_client.personalize.corpus import Unit, continuation_prompt
+
+LAMBDAS = tuple(i / 10 for i in range(11))
+ALPHAS = (0.0, 0.25, 0.5, 1.0)
+CHUNK = 64
+_OPENING = 32
+
+Notes = Callable[[Unit, str], Sequence[str]]
+"""Passages of other documents for a unit and the beginning of a stretch of it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """A held-out stretch with each member's context.
+
+    Attributes:
+        public: what core and expert see without private context. [n]
+        private: the same after the passages. [m]
+        target: the true continuation. [CHUNK at most]
+    """
+
+    public: I32
+    private: I32
+    target: I32
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen, and how it scores on both halves (S1, nats a token, higher is better).
+
+    Attributes:
+        lam, alpha: the weights.
+        selected: S1 of the choice on the half that selects.
+        table: S1 on that half by "lam,alpha".
+        reported: S1 on the other half: core alone, expert alone, the choice.
+        tokens: how many tokens each half has.
+    """
+
+    lam: float
+    alpha: float
+    selected: float
+    table: dict[str, float]
+    reported: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, rounded."""
+        rounded = {k: round(v, 4) for k, v in self.table.items()}
+        report = {k: round(v, 4) for k, v in self.reported.items()}
+        return {**asdict(self), "table": rounded, "reported": report, "selected": round(self.selected, 4)}
+
+
+def stretches(units: Sequence[Unit], tokenizer: Tokenizer, tokens: int, notes: Notes) -> list[Stretch]:
+    """Stretches of held-out units, taken in turn from each, until there are `tokens` tokens to score."""
+    out: list[Stretch] = []
+    place = 0
+    while sum(len(s.target) for s in out) < tokens:
+        grown = False
+        for unit in units:
+            opening = unit.ids[place : place + _OPENING]
+            target = unit.ids[place + _OPENING : place + _OPENING + CHUNK]
+            if len(target) < 2 or sum(len(s.target) for s in out) >= tokens:
+                continue
+            found = notes(unit, tokenizer.decode(opening))
+            public = continuation_prompt(tokenizer, unit.title, opening, ())
+            private = continuation_prompt(tokenizer, unit.title, opening, found) if found else public
+            out.append(Stretch(public, private, target))
+            grown = True
+        if not grown:
+            break
+        place += CHUNK
+    return out
+
+
+@torch.inference_mode()
+def first_position_logits(model: Ssd2Model, context: I32, target: I32) -> Tensor:
+    """Logits of the first open position before every target token, each from its own anchor with all else hidden.
+
+    One pass: len(target) anchors beside the clean tokens, each reading what stands before it and itself. [n, V]
+    """
+    device = model.w_diff.weight.device
+    clean = torch.tensor([*context.tolist(), *target[:-1].tolist()], device=device)
+    length, wanted = len(clean), len(target)
+    places = torch.arange(length, device=device)
+    first = length - wanted
+    anchors = places[first:]
+    inputs = torch.cat([model.embed(clean[:-1]), model.embed_clean(clean[first:])])
+    allowed = torch.zeros(length - 1 + wanted, length - 1 + wanted, dtype=torch.bool, device=device)
+    allowed[: length - 1, : length - 1] = torch.ones(length - 1, length - 1, dtype=torch.bool, device=device).tril()
+    allowed[length - 1 :, : length - 1] = places[None, :-1] < anchors[:, None]
+    allowed[length - 1 :, length - 1 :] = torch.eye(wanted, dtype=torch.bool, device=device)
+    position_ids = torch.cat([places[:-1], anchors])
+    hidden, _ = model.forward_pass(inputs[None], position_ids[None], allowed[None], keep=False)
+    return model.logits(hidden[0, length - 1 :]).float()
+
+
+def score(
+    core: Ssd2Model,
+    expert: Ssd2Model,
+    held: Sequence[Stretch],
+    candidates: Sequence[tuple[float, float]],
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[tuple[float, float], float]:
+    """Mean S1 of every (lambda, alpha) over all target tokens, in nats a token."""
+    totals = dict.fromkeys(candidates, 0.0)
+    count = sum(len(one.target) for one in held)
+    for number, one in enumerate(held):
+        general = torch.log_softmax(first_position_logits(core, one.public, one.target), -1).cpu()
+        private = torch.log_softmax(first_position_logits(expert, one.private, one.target), -1).cpu()
+        contrast = torch.zeros_like(private)
+        if any(alpha > 0 for _, alpha in candidates) and one.private is not one.public:
+            public = torch.log_softmax(first_position_logits(expert, one.public, one.target), -1).cpu()
+            term = expert_term(private.numpy(), public.numpy(), alpha=1.0)
+            contrast = torch.from_numpy(term).float() - private
+        truth = torch.from_numpy(one.target.astype("int64"))[:, None]
+        for lam, alpha in candidates:
+            fused = (1 - lam) * general + lam * (private + alpha * contrast)
+            chosen = fused.gather(1, truth)[:, 0] - torch.logsumexp(fused, -1)
+            totals[lam, alpha] += float(chosen.double().sum())
+        progress((number + 1) / len(held))
+    return {pair: total / max(count, 1) for pair, total in totals.items()}
+
+
+def choose(
+    core: Ssd2Model,
+    expert: Ssd2Model,
+    select: Sequence[Stretch],
+    report: Sequence[Stretch],
+    progress: Callable[[float], None] = lambda _: None,
+) -> Choice:
+    """The best (lambda, alpha) on one half, and its score on the other; ties go to the smaller weights."""
+    candidates = [(lam, alpha) for lam in LAMBDAS for alpha in ALPHAS if lam > 0 or alpha == 0]
+    found = score(core, expert, select, candidates, lambda done: progress(0.6 * done))
+    best = min(candidates, key=lambda pair: (-found[pair], pair))
+    wanted = {"core": (0.0, 0.0), "expert": (1.0, 0.0), "ensemble": best}
+    told = score(core, expert, report, list(dict.fromkeys(wanted.values())), lambda done: progress(0.6 + 0.4 * done))
+    return Choice(
+        best[0], best[1], found[best], {f"{lam:g},{alpha:g}": value for (lam, alpha), value in found.items()},
+        {name: told[pair] for name, pair in wanted.items()} if report else {},
+        {"select": sum(len(s.target) for s in select), "report": sum(len(s.target) for s in report)},
+    )  # fmt: skip
