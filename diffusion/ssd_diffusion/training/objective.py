@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.loss import token_losses
@@ -114,6 +115,8 @@ def conditioned_input(
         logits = model.logits(part)
         p = torch.softmax(logits.float(), dim=-1)
         reads.append(p.to(model.table.dtype) @ model.table)
+        if not bool(torch.isfinite(p).all()):
+            raise TrainingError("the model's estimates are not finite; use a lower learning rate")
         if own_draws:
             draws.append(torch.multinomial(p, 1, generator=generator)[:, 0])
     if reads:
