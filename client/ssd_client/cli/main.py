@@ -1,96 +1,63 @@
-"""The entry point `ssd-client`: its commands, and the one place where errors become sentences and exit codes.
+"""The entry point `ssd-client`, and the one place where errors become sentences and exit codes.
 
-Exit codes: 0 done, 1 could not be done, 2 bad input, 130 ctrl-C. Commands import what they need when they run, so that
-`--help` is quick.
+Exit codes: 0 done, 1 could not be done, 2 bad input, 130 ctrl-C. Imports next to nothing by itself, so that a ctrl-C is
+answered from the first moment on.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
-from typing import Annotated
-
-import typer
-
-from ssd_client import __version__
-from ssd_client.cli import doctor, experts, generate, personalize
-from ssd_client.cli.flags import EOF_HINT
-from ssd_client.cli.screen import say
-from ssd_client.errors import ClientError
-
-app = typer.Typer(
-    name="ssd-client",
-    help="Your documents become an expert on this machine; it writes together with a big core on a node.",
-    epilog=EOF_HINT,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=True,
-)
-app.command("personalize")(personalize.personalize)
-app.command("generate")(generate.generate)
-app.command("list")(experts.list_experts)
-app.command("show")(experts.show)
-app.command("rm")(experts.rm)
-app.command("ledger")(experts.ledger)
-app.command("doctor")(doctor.doctor)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"ssd-client {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    logging.getLogger("grpc").addHandler(logging.NullHandler())
-    logging.getLogger("grpc").propagate = False
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        say("stopped; nothing was lost")
+        _say("stopped; nothing was lost")
         code = 130
     except BrokenPipeError:
         _discard_stdout()
         code = 1
-    except ClientError as error:
-        say(str(error))
-        code = error.exit_code
     except Exception as error:
         if os.environ.get("SSD_DEBUG"):
             raise
         sentence, code = _sentence(error)
-        say(sentence)
+        _say(sentence)
     sys.exit(code)
 
 
 def _run(arguments: list[str] | None) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import logging
+
+    import typer
+
+    from ssd_client.cli.app import app
     from ssd_client.config import default_map, load_config
 
+    logging.getLogger("grpc").addHandler(logging.NullHandler())
+    logging.getLogger("grpc").propagate = False
     command = typer.main.get_command(app)
     defaults = default_map(command, load_config())
     try:
         command.main(args=arguments, prog_name="ssd-client", default_map=defaults)
     except SystemExit as ended:
+        if ended.code == 130:  # typer's own way to say ctrl-C
+            raise KeyboardInterrupt from None
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0
 
 
 def _sentence(error: Exception) -> tuple[str, int]:
     """An error from below, in one sentence, and its exit code."""
+    from ssd_client.errors import ClientError
+
+    if isinstance(error, ClientError):
+        return str(error), error.exit_code
     from ssd_diffusion.errors import ContextOverflow, DiffusionError, InvalidStep
     from ssd_kernels.errors import KernelError
 
@@ -108,6 +75,10 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "there is not enough memory; close other programs, or use a smaller expert", 1
     return f"unexpected {type(error).__name__}: {error}; run again with SSD_DEBUG=1 and report what it prints", 1
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"ssd-client: {sentence}\n")
 
 
 def _discard_stdout() -> None:
