@@ -24,9 +24,11 @@ from ssd_bench.results import merge, write_json
 if TYPE_CHECKING:
     from ssd_bench.wire_report import Part as WirePart
 
+WHOLE_MINUTES = 45.0
+"""How long the ensemble suite may begin new questions when all suites run."""
+
 app = typer.Typer(
     help="Benchmarks: what is measured, against what, on this machine.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
