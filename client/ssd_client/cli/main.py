@@ -9,6 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Any
+
+
+class Stopped(KeyboardInterrupt):
+    """A ctrl-C, with the sentence that says how to go on."""
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, the command tree, for whoever wants to look at it."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ssd_client.cli.app import app
+
+    return app
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,8 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = _run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        _say("stopped; nothing was lost")
+    except KeyboardInterrupt as stop:
+        _say(str(stop) if isinstance(stop, Stopped) else "stopped; nothing was lost")
         code = 130
     except BrokenPipeError:
         _discard_stdout()
