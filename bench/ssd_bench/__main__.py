@@ -61,7 +61,7 @@ def ensemble(
     core: Core = "packaged",
     examples: Examples = Path("examples"),
     limit: Limit = None,
-    documents: Annotated[int, typer.Option(min=0, help="Held-out documents at most.")] = 40,
+    stretches: Annotated[int, typer.Option(min=0, help="Stretches of held-out documents at most.")] = 60,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 24,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     max_minutes: Minutes = None,
@@ -80,14 +80,14 @@ def ensemble(
     started, root = time.monotonic(), home or default_home()
     questions = read_questions(examples / "questions.jsonl")[:limit]
     pair = open_pair(root, expert=expert, core=core)
-    held_out = read_documents(examples, pair.held_out)[:documents]
+    held_out = suite.stretches_of(pair.tokenizer, read_documents(examples, pair.held_out))[:stretches]
     settings = suite.Settings(seed=seed, max_tokens=max_tokens)
     chosen = {"about": pair.about, "seed": seed, "max_tokens": max_tokens}
     kept = RecordFile(records or root / "bench" / f"ensemble-{pair.name}.jsonl", chosen)
     until = float("inf") if max_minutes is None else started + 60 * max_minutes
     with progress("ensemble", 2 * (len(questions) + len(held_out))) as advance:
         suite.measure(pair, questions, held_out, settings, kept, advance=advance, until=until)
-    wanted = {q.id for q in questions} | {d.path for d in held_out}
+    wanted = {q.id for q in questions} | {s.id for s in held_out}
     found = [r for r in kept.records if r.item in wanted]
     if not found:
         raise ValueError("nothing was measured in the time given; raise --max-minutes")
@@ -112,7 +112,7 @@ def wire(
     limit: Limit = 12,
     codec: Annotated[str | None, typer.Option(help="The sparse codec; by default the client's.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
-    passes: Annotated[int, typer.Option(min=1, help="Synthetic passes.")] = 24,
+    passes: Annotated[int, typer.Option(min=0, help="Synthetic passes; 0 leaves them out.")] = 24,
     seed: Annotated[int, typer.Option(help="Seed of noise, draws and synthetic logits.")] = 0,
     synthetic_only: Annotated[bool, typer.Option("--synthetic-only", help="Leave the models out.")] = False,
     max_minutes: Minutes = None,
@@ -121,25 +121,19 @@ def wire(
     as_json: AsJson = False,
 ) -> None:
     """Bytes of every codec in a default decode, and what each costs in S1 and in draws."""
-    from ssd_diffusion.ensemble import Weights
-
-    from ssd_bench import wire as suite
     from ssd_bench import wire_report as report
 
     started = time.monotonic()
     until = float("inf") if max_minutes is None else started + 60 * max_minutes
+    if synthetic_only and not passes:
+        raise ValueError("nothing is left to measure; raise --passes or leave --synthetic-only out")
     parts = []
     if not synthetic_only:
         parts.append(
             _wire_decode(home or default_home(), expert, core, examples, limit, codec, max_tokens, seed, until)
         )
-    weights = Weights(lam=0.5)
-    chans = suite.channels(weights, suite.SYNTHETIC_VOCAB, default=codec)
-    with progress("synthetic", passes) as advance:
-        sizes = {"block": suite.SYNTHETIC_BLOCK, "vocab": suite.SYNTHETIC_VOCAB}
-        nats = suite.synthetic(chans, weights=weights, passes=passes, seed=seed, advance=advance, **sizes)
-    about = f"Made-up logits of core and expert, lambda .5; the fused rows have {nats:.2f} nats of entropy on average."
-    parts.append(report.Part("Synthetic logits", about, channels=chans, **sizes))
+    if passes:
+        parts.append(_wire_synthetic(codec, passes, seed))
     seconds = time.monotonic() - started
     content, text = report.to_json(parts, seconds=seconds, seed=seed), report.markdown(parts, seconds=seconds)
     out.mkdir(parents=True, exist_ok=True)
@@ -182,6 +176,21 @@ def _wire_decode(
     about = f"{asked} questions about the sample folder, client defaults, {tokens} tokens in all. {pair.about}"
     block = pair.params("diffusion", max_tokens=max_tokens, projection="sample").block
     return Part("Default decode", about, block, spec.vocab, chans)
+
+
+def _wire_synthetic(codec: str | None, passes: int, seed: int) -> WirePart:
+    """Made-up logits at the sizes of the OPT vocabulary."""
+    from ssd_diffusion.ensemble import Weights
+
+    from ssd_bench import wire as suite
+    from ssd_bench.wire_report import Part
+
+    weights, sizes = Weights(lam=0.5), {"block": suite.SYNTHETIC_BLOCK, "vocab": suite.SYNTHETIC_VOCAB}
+    chans = suite.channels(weights, suite.SYNTHETIC_VOCAB, default=codec)
+    with progress("synthetic", passes) as advance:
+        nats = suite.synthetic(chans, weights=weights, passes=passes, seed=seed, advance=advance, **sizes)
+    about = f"Made-up logits of core and expert, lambda .5; the fused rows have {nats:.2f} nats of entropy on average."
+    return Part("Synthetic logits", about, channels=chans, **sizes)
 
 
 @app.command()

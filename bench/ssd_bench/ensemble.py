@@ -1,8 +1,8 @@
 """Does the ensemble help? Core alone, expert alone and both, by diffusion and by the autoregressive twin.
 
 For every question of the sample folder: S1 of the reference answer (nats a token), and a greedy answer scored by exact
-match, by whether the reference stands in it, and by token F1. For every held-out document: S1 of a passage that follows
-a prompt all members see, the expert with passages of other documents before it. The core never sees a passage.
+match, by whether the reference stands in it, and by token F1. For held-out documents: S1 of stretches that follow a
+prompt all members see, the expert with passages of other documents before it. The core never sees a passage.
 
 One chain of passes gives all three systems, since each pass returns the members' logits beside the fused ones.
 """
@@ -18,6 +18,7 @@ from ssd_client.prompt import NOTES_HEADING
 from ssd_diffusion import autoregressive, sampler
 from ssd_diffusion.ensemble import Ensemble, EnsembleStep
 from ssd_diffusion.keys import noise_key
+from ssd_diffusion.tokenizer import Tokenizer
 from ssd_diffusion.window import Window
 from ssd_kernels.combine import log_softmax
 from ssd_kernels.types import I32, TokenSets
@@ -54,6 +55,23 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """A piece of a held-out document.
+
+    Attributes:
+        id: "PATH#NUMBER".
+        path: of the document.
+        prompt: ids that all members see [PROMPT_TOKENS].
+        tokens: ids to score [PASSAGE_TOKENS].
+    """
+
+    id: str
+    path: str
+    prompt: I32
+    tokens: I32
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to measure.
@@ -72,38 +90,47 @@ class Settings:
 def measure(
     pair: Pair,
     questions: Sequence[Question],
-    documents: Sequence[Document],
+    stretches: Sequence[Stretch],
     settings: Settings,
     records: RecordFile,
     *,
     advance: Callable[[], None],
     until: float = float("inf"),
 ) -> None:
-    """Measure every item that the records do not hold yet, questions and documents in turn.
+    """Measure every item that the records do not hold yet, questions and stretches in turn.
 
     Args:
         pair: core and expert.
         questions: with their accepted answers.
-        documents: held-out ones.
+        stretches: of held-out documents.
         settings: how.
         records: where results go.
         advance: called after every item and decoder.
         until: `time.monotonic()` after which no new item is begun.
     """
-    for item in _in_turn(questions, documents):
+    for item in _in_turn(questions, stretches):
         for decoder in settings.decoders:
             kind: ItemKind = "question" if isinstance(item, Question) else "document"
-            name = item.id if isinstance(item, Question) else item.path
-            if not records.has(name, kind, decoder):
+            if not records.has(item.id, kind, decoder):
                 if time.monotonic() >= until:
                     return
                 if isinstance(item, Question):
                     records.add(_question(pair, item, decoder, settings))
                 else:
-                    found = _document(pair, item, decoder, settings)
-                    if found is not None:
-                        records.add(found)
+                    records.add(_stretch(pair, item, decoder, settings))
             advance()
+
+
+def stretches_of(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[Stretch]:
+    """All whole stretches of the documents, one after the other without overlap; none of a very short document."""
+    size = PROMPT_TOKENS + PASSAGE_TOKENS
+    found = []
+    for document in documents:
+        ids = tokenizer.encode(document.text)
+        for i, start in enumerate(range(0, len(ids) - size + 1, size)):
+            prompt, tokens = ids[start : start + PROMPT_TOKENS], ids[start + PROMPT_TOKENS : start + size]
+            found.append(Stretch(f"{document.path}#{i}", document.path, prompt, tokens))
+    return found
 
 
 def reference_nats(
@@ -152,18 +179,12 @@ def _question(pair: Pair, item: Question, decoder: DecoderKind, settings: Settin
     return Record(item.id, "question", decoder, len(tokens), nats, item.accepted, answers)
 
 
-def _document(pair: Pair, item: Document, decoder: DecoderKind, settings: Settings) -> Record | None:
-    """S1 of a passage from the middle of a document; None where the document is too short."""
-    ids = pair.tokenizer.encode(item.text)
-    if len(ids) < PROMPT_TOKENS + PASSAGE_TOKENS:
-        return None
-    start = (len(ids) - PROMPT_TOKENS - PASSAGE_TOKENS) // 2
-    prompt = ids[start : start + PROMPT_TOKENS]
-    tokens = ids[start + PROMPT_TOKENS : start + PROMPT_TOKENS + PASSAGE_TOKENS]
-    notes = [p for p in pair.retrieve(pair.tokenizer.decode(prompt)) if not item.path.endswith(p.document)]
-    expert_ids = _with_notes(pair, [f"{p.title}\n{p.text.strip()}" for p in notes], prompt, len(tokens))
-    nats = reference_nats(pair, prompt, expert_ids, tokens, decoder, noise_key(settings.seed))
-    return Record(item.path, "document", decoder, len(tokens), nats)
+def _stretch(pair: Pair, item: Stretch, decoder: DecoderKind, settings: Settings) -> Record:
+    """S1 of a stretch; the expert sees passages of other documents before it."""
+    notes = [p for p in pair.retrieve(pair.tokenizer.decode(item.prompt)) if p.document != item.path]
+    expert_ids = _with_notes(pair, [f"{p.title}\n{p.text.strip()}" for p in notes], item.prompt, len(item.tokens))
+    nats = reference_nats(pair, item.prompt, expert_ids, item.tokens, decoder, noise_key(settings.seed))
+    return Record(item.id, "document", decoder, len(item.tokens), nats)
 
 
 def _with_notes(pair: Pair, notes: Sequence[str], prompt: I32, room: int) -> I32:
@@ -177,10 +198,10 @@ def _with_notes(pair: Pair, notes: Sequence[str], prompt: I32, room: int) -> I32
     return prompt
 
 
-def _in_turn(questions: Sequence[Question], documents: Sequence[Document]) -> Iterator[Question | Document]:
-    """Questions with the documents spread evenly among them, so that a run cut short has some of both."""
-    share, due = len(documents) / max(1, len(questions)), 0.0
-    left = iter(documents)
+def _in_turn(questions: Sequence[Question], stretches: Sequence[Stretch]) -> Iterator[Question | Stretch]:
+    """Questions with the stretches spread evenly among them, so that a run cut short has some of both."""
+    share, due = len(stretches) / max(1, len(questions)), 0.0
+    left = iter(stretches)
     for question in questions:
         yield question
         due += share

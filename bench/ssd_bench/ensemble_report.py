@@ -142,9 +142,10 @@ def markdown(summary: Summary, records: Sequence[Record], *, about: str, seconds
     head = "# Does the ensemble help?\n\n" + origin(machine.command(), machine.describe(), seconds=seconds, note=about)
     counts = {kind: len({r.item for r in records if r.kind == kind}) for kind in ("question", "document")}
     intro = (
-        f"{counts['question']} questions about the sample folder and {counts['document']} held-out documents. Lower is "
-        "better for S1, higher for the others. Intervals are 95%, paired bootstrap over items, 10,000 resamples, fixed "
-        "seeds. Answers are greedy. The expert alone has its private context, the core never has; the ensemble is both."
+        f"{counts['question']} questions about the sample folder and {counts['document']} stretches of held-out "
+        "documents. Lower is better for S1, higher for the others. Intervals are 95%, paired bootstrap over items, "
+        "10,000 resamples, fixed seeds. Answers are greedy. The expert alone has its private context, the core never "
+        "has; the ensemble is both."
     )
     parts = [head, intro, f"![Values and intervals]({plot})"]
     for metric in dict.fromkeys(line.metric for line in summary.lines):

@@ -34,7 +34,8 @@ def test_wire_on_synthetic_logits(monkeypatch, capsys, tmp_path):
         (("ensemble", "--examples", "nowhere"), 2, "no questions"),
         (("floor", "--data", "nowhere"), 2, "data_public"),
         (("wire", "--synthetic-only", "--codec", "morse"), 2, "morse"),
-        (("wire", "--passes", "0"), 2, "passes"),
+        (("wire", "--synthetic-only", "--passes", "0"), 2, "nothing is left"),
+        (("wire", "--passes", "-1"), 2, "passes"),
     ],
 )
 def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, code, words):

@@ -19,6 +19,7 @@ QUESTIONS = [
     Question("q2", "Who has the boat?", "Ann", ("Ann",)),
 ]
 DOCUMENTS = [Document("handbook/tide.md", "High water is at nine. " * 12), Document("handbook/keys.md", "short")]
+LONG = "High water is at nine. "
 
 
 @pytest.mark.parametrize("decoder", ["diffusion", "ar"])
@@ -51,10 +52,11 @@ def test_members_alone_keep_to_themselves(tiny_pair):
 def test_measure_and_resume(tiny_pair, tmp_path):
     path, settings = tmp_path / "records.jsonl", Settings(max_tokens=5)
     records, steps = RecordFile(path, {"a": 1}), []
-    measure(tiny_pair, QUESTIONS, DOCUMENTS, settings, records, advance=lambda: steps.append(1))
-    assert len(steps) == 8
+    stretches = suite.stretches_of(tiny_pair.tokenizer, DOCUMENTS)[:1]
+    measure(tiny_pair, QUESTIONS, stretches, settings, records, advance=lambda: steps.append(1))
+    assert len(steps) == 6
     assert sorted((r.item, r.decoder) for r in records.records) == [
-        ("handbook/tide.md", "ar"), ("handbook/tide.md", "diffusion"),
+        ("handbook/tide.md#0", "ar"), ("handbook/tide.md#0", "diffusion"),
         ("q1", "ar"), ("q1", "diffusion"), ("q2", "ar"), ("q2", "diffusion"),
     ]  # fmt: skip
     for record in records.records:
@@ -65,7 +67,7 @@ def test_measure_and_resume(tiny_pair, tmp_path):
     path.write_text(text[:-30])  # killed in the middle of the last line
     again = RecordFile(path, {"a": 1})
     assert len(again.records) == 5
-    measure(tiny_pair, QUESTIONS, DOCUMENTS, settings, again, advance=lambda: None)
+    measure(tiny_pair, QUESTIONS, stretches, settings, again, advance=lambda: None)
     assert [(r.item, r.nats) for r in again.records] == [(r.item, r.nats) for r in records.records]
     assert RecordFile(path, {"a": 1}).records == again.records
     assert RecordFile(path, {"a": 2}).records == []
@@ -77,20 +79,29 @@ def test_no_time_no_items(tiny_pair, tmp_path):
     assert records.records == []
 
 
-def test_document_context_leaves_its_own_passages_out(tiny_pair):
+def test_stretch_context_leaves_its_own_passages_out(tiny_pair):
     """The one passage at hand is of keys.md, so the expert sees it before tide.md's text and not before its own."""
-    long = [Document(path, "High water is at nine. " * 12) for path in ("handbook/tide.md", "x/handbook/keys.md")]
-    other, own = (suite._document(tiny_pair, d, "ar", Settings()) for d in long)
-    assert other is not None
-    assert own is not None
-    assert other.tokens == own.tokens == suite.PASSAGE_TOKENS
+    found = suite.stretches_of(
+        tiny_pair.tokenizer, [Document(path, LONG * 12) for path in ("handbook/tide.md", "handbook/keys.md")]
+    )
+    other, own = (suite._stretch(tiny_pair, found[i], "ar", Settings()) for i in (0, len(found) // 2))
+    assert (other.item, own.item) == ("handbook/tide.md#0", "handbook/keys.md#0")
     assert other.nats["core"] == pytest.approx(own.nats["core"])
     assert other.nats["expert"] != pytest.approx(own.nats["expert"])
 
 
-def test_items_take_turns():
-    order = [type(i).__name__[0] for i in suite._in_turn(QUESTIONS * 2, DOCUMENTS)]
-    assert "".join(order) == "QQDQQD"
+def test_stretches_cover_a_document_without_overlap(tiny_pair):
+    ids = tiny_pair.tokenizer.encode(LONG * 20)
+    found = suite.stretches_of(tiny_pair.tokenizer, [Document("a.md", LONG * 20), Document("b.md", "short")])
+    assert len(found) == len(ids) // 80
+    joined = np.concatenate([part for s in found for part in (s.prompt, s.tokens)])
+    np.testing.assert_array_equal(joined, ids[: len(joined)])
+
+
+def test_items_take_turns(tiny_pair):
+    stretches = suite.stretches_of(tiny_pair.tokenizer, [Document("a.md", LONG * 12)])[:2]
+    order = [type(i).__name__[0] for i in suite._in_turn(QUESTIONS * 2, stretches)]
+    assert "".join(order) == "QQSQQS"
 
 
 def made_up(n=30):
