@@ -93,6 +93,7 @@ class _Learned:
     warm: bool
     before: dict[str, Any]
     after: dict[str, Any]
+    held_out: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -176,8 +177,9 @@ class _Run:
         self, base: Path, core: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer, read: _Read
     ) -> _Learned:
         options = self.options
-        streams = {name: evaluation_stream(getattr(corpus, name), tokenizer) for name in ("select", "report")}
-        held = {name: learn.held_out_batches(stream, options.block) for name, stream in streams.items()}
+        sizes = {"select": learn.SELECT_ROWS, "report": learn.REPORT_ROWS}
+        streams = {name: evaluation_stream(getattr(corpus, name), tokenizer) for name in sizes}
+        held = {name: learn.held_out_batches(streams[name], options.block, rows) for name, rows in sizes.items()}
         with self._stage("train", "learning from your documents"):
             minutes, resumed = self._plan_training(spec, read.ingested.fingerprint)
             before = learn.held_out_scores(core, held["report"])
@@ -195,7 +197,9 @@ class _Run:
             )  # fmt: skip
             after = learn.held_out_scores(model, held["report"])
         scores = [{} if s is None else s.as_json() for s in (before, after)]
-        return _Learned(model, wrapped, report, warm, scores[0], scores[1])
+        seen = {unit.path for unit in (*corpus.train, *corpus.select)}
+        held_out = tuple(sorted({unit.path for unit in corpus.report} - seen))
+        return _Learned(model, wrapped, report, warm, scores[0], scores[1], held_out)
 
     def _on_progress(self, p: Progress) -> None:
         self._tell("train", p.fraction, seconds_left=p.remaining_s, loss=p.loss, samples=p.step)
@@ -259,7 +263,7 @@ class _Run:
             onnx = staging / ONNX_DIR
             report = export(learned.model, onnx, int8=self.options.int8 or self.options.use_int8)
             self._tell("export", 0.5)
-            texts = learn.random_texts([u.ids for u in (*corpus.select, *corpus.report)])
+            texts = sorted((u.ids for u in (*corpus.select, *corpus.report)), key=len, reverse=True)[:4]
             wanted: list[Precision] = [p for p in ("fp32", "int8") if p in report.size_bytes]
             found = [check_agreement(learned.model, onnx, p, texts=texts, seed=self.options.seed) for p in wanted]
             if not found[0].ok:
@@ -306,7 +310,7 @@ class _Run:
         return {
             **self.options.signature(), "steps": report.steps, "targets": report.targets, "stopped": report.stopped,
             "best_step": report.best_step, "train_seconds": round(report.elapsed_s, 1), "warm_start": learned.warm,
-            "seconds": dict(self.seconds),
+            "seconds": dict(self.seconds), "heldout_documents": list(learned.held_out),
         }  # fmt: skip
 
 
