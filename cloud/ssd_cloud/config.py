@@ -22,11 +22,11 @@ def path() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_config_dir("ssd2")) / "node.toml"
 
 
-def defaults(known: Mapping[str, frozenset[str]]) -> dict[str, dict[str, Any]]:
+def defaults(known: Mapping[str, frozenset[str] | None]) -> dict[str, dict[str, Any]]:
     """Defaults from the file, by command.
 
     Args:
-        known: the keys that each command takes.
+        known: the keys that each command takes; None where they are not known now and not checked.
 
     Raises:
         UsageError: the file is not TOML, or names a command or key that does not exist.
@@ -43,7 +43,8 @@ def defaults(known: Mapping[str, frozenset[str]]) -> dict[str, dict[str, Any]]:
     for command, keys in stored.items():
         if command not in known or not isinstance(keys, dict):
             raise UsageError(f"{file} has no use for {command!r}; its tables are {', '.join(sorted(known))}")
-        unknown = sorted(set(keys) - known[command])
+        takes = known[command]
+        unknown = sorted(set(keys) - takes) if takes is not None else []
         if unknown:
             raise UsageError(f"{file} has no use for {unknown[0]!r} in [{command}]; see ssd-cloud {command} --help")
     return stored

@@ -132,3 +132,17 @@ def test_a_home_that_cannot_be_written_is_exit_1(capsys, monkeypatch, own_home):
     monkeypatch.setenv("SSD_HOME", str(own_home / "file" / "home"))
     code, _, err = call(capsys, "token", "new")
     assert (code, err.count("\n")) == (1, 1)
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
+    import errno
+
+    from ssd_cloud import auth
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(auth.json, "dump", full)
+    code, out, err = call(capsys, "token", "new")
+    assert (code, out, "No space left" in err, err.count("\n")) == (1, "", True, 1)
+    monkeypatch.undo()

@@ -281,3 +281,16 @@ async def test_fairness_between_sessions(start_node, fake_engine):
         assert time.monotonic() - started < 0.2
         assert not replay.done()
         await replay
+
+
+async def test_a_second_order_to_stop_ends_the_wait(start_node, status_of):
+    async with start_node(drain_s=30.0) as run:
+        stream = run.stub.Denoise()
+        await stream.write(pb.DenoiseRequest(open=run.device().open()))
+        await stream.read()
+        draining = asyncio.ensure_future(run.node.drain())
+        await asyncio.sleep(0.1)
+        assert not draining.done()
+        run.node.hurry()
+        assert (await status_of(stream.read()))[0] == CODE.UNAVAILABLE
+        await asyncio.wait_for(draining, 5)
