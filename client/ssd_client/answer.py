@@ -122,7 +122,9 @@ def generate(
         stage("reading your documents")
         run = _prepare(options, prompt, expert, core, home, session)
         if core.ledger is not None:
+            asked = time.monotonic()
             consent.require(_disclosure(run, prompt), core.ledger, yes=options.yes, ask=ask)
+            started += time.monotonic() - asked  # the user's time is not the answer's
         stage("answering")
         return _decode(run, on_progress, started)
 

@@ -78,7 +78,7 @@ class Live:
 def ask(disclosure: Disclosure) -> bool:
     """Show what would leave, and ask. No is the default."""
     ERR.print(_panel(disclosure))
-    reply = ERR.input("Send this, now and for later answers on this node in this mode? [y/N] ")
+    reply = ERR.input("Send this, now and for later answers on this node in this mode? [y/N] ", markup=False)
     return reply.strip().lower() in ("y", "yes")
 
 

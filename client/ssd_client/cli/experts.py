@@ -74,7 +74,7 @@ def rm(
     if not yes:
         if not (sys.stdin.isatty() and ERR.is_terminal):
             raise ConsentNeeded(f"removing {name} cannot be undone; agree with: ssd-client rm {name} --yes")
-        if ERR.input(f"Remove expert {name} for good? \\[y/N] ").strip().lower() not in ("y", "yes"):
+        if ERR.input(f"Remove expert {name} for good? [y/N] ", markup=False).strip().lower() not in ("y", "yes"):
             raise ConsentNeeded(f"expert {name} was kept")
     store.remove(name)
     if json:

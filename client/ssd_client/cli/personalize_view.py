@@ -111,7 +111,9 @@ class View:
             self._tasks[key] = self._progress.add_task(title, total=1.0, note="")
         task = self._tasks[key]
         done = max(fraction, self._progress.tasks[self._progress.task_ids.index(task)].completed)
-        self._progress.update(task, completed=done, note=note)
+        if note or fraction >= 1.0:
+            self._progress.update(task, note=note)
+        self._progress.update(task, completed=done)
 
     def _print(self, line: str) -> None:
         if self._progress is not None:
