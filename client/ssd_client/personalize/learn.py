@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ssd_diffusion.errors import InvalidModel, TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
@@ -23,8 +22,8 @@ from ssd_kernels.types import I32
 
 from ssd_client.personalize.options import PersonalizeOptions
 
-_EVALUATION_ROWS = 6
-_EVALUATION_LENGTH = 192
+SELECT_ROWS, REPORT_ROWS = 4, 6
+_EVALUATION_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +39,12 @@ class HeldOut:
         return {"s2": round(self.s2, 4), "s1": round(self.s1, 4), "next_token": round(self.next_token, 4)}
 
 
-def held_out_batches(stream: I32, block: int) -> list[Batch]:
+def held_out_batches(stream: I32, block: int, rows: int) -> list[Batch]:
     """A few fixed rows of held-out text; none where there is too little for one."""
     if len(stream) < 2 * block + 1:
         return []
-    rows = PackedRows(stream, length=_EVALUATION_LENGTH, block=block, rows=1, seed=7)
-    return [rows.batch(i) for i in range(min(_EVALUATION_ROWS, rows.per_epoch))]
+    packed = PackedRows(stream, length=_EVALUATION_LENGTH, block=block, rows=1, seed=7)
+    return [packed.batch(i) for i in range(min(rows, packed.per_epoch))]
 
 
 def held_out_scores(model: Ssd2Model, batches: Sequence[Batch]) -> HeldOut | None:
@@ -109,7 +108,7 @@ def learn(
             warmup_steps=10,
             checkpoint_dir=folder,
             checkpoint_minutes=min(0.5, minutes / 4),
-            eval_minutes=max(minutes / 8, 1e-3),
+            eval_minutes=max(minutes / 7, 1e-3),
             patience=options.patience,
             seed=options.seed,
         ),
@@ -117,8 +116,3 @@ def learn(
         evaluate=evaluate if select else None,
         on_eval=on_eval,
     )
-
-
-def random_texts(units: Sequence[I32], limit: int = 4) -> list[I32]:
-    """The longest held-out units, for comparing graphs on real text."""
-    return sorted((np.asarray(u) for u in units), key=len, reverse=True)[:limit]

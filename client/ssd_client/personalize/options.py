@@ -89,7 +89,7 @@ class Event:
         fraction: how much of the stage is done, 0 to 1.
         seconds_left: of the stage, where it can be told.
         loss: training loss, nats a token.
-        samples: tokens trained on so far.
+        samples: training rows seen so far.
         message: a sentence for people; empty when there is only progress to tell.
         detail: numbers for programs (what was ingested, scores, timings).
     """
