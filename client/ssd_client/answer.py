@@ -241,12 +241,11 @@ def find_passages(folder: Path, home: Path, query: str, limit: int) -> list[Pass
         IndexFault: the index or the encoder is damaged.
     """
     from ssd_client.documents.passages import place
-    from ssd_client.index import Encoder, Index, encoder_dir
+    from ssd_client.index import Index, find_encoder
 
     if limit == 0 or not (folder / INDEX_FILE).exists():
         return []
-    encoder = Encoder.load(encoder_dir(home)) if encoder_dir(home).exists() else None
-    with Index.open(folder, encoder) as index:
+    with Index.open(folder, find_encoder(home)) as index:
         found = index.search(query, limit).passages
     return [Passage(one.path, place(one.title, one.heading), one.text, round(one.score, 6)) for one in found]
 

@@ -91,7 +91,7 @@ class GenerateOptions:
     block: int = 16
     temperature: float = 0.7
     top_p: float = 0.9
-    entropy_budget: float = 0.1
+    entropy_budget: float = 0.0
     private: tuple[str, ...] = ()
     passages: int = 4
     deadline_s: float = 30.0

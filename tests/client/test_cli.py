@@ -208,7 +208,7 @@ def test_agreement_is_asked_for_and_no_is_the_default(monkeypatch):
     with answer_view.Live(enabled=True, console=console) as live:
         ask = live.pausing(answer_view.ask)
         for reply, want in (("", False), ("n", False), ("y", True), ("YES", True)):
-            monkeypatch.setattr(console, "input", lambda *_, reply=reply: reply)
+            monkeypatch.setattr(console, "input", lambda *_, reply=reply, **__: reply)
             assert ask(disclosure) is want
     shown = written(console)
     assert "not encrypted" in shown

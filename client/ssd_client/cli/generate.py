@@ -45,7 +45,7 @@ def generate(
     top_p: Annotated[float, flag("--top-p", "Draw from the most probable tokens of this mass.")] = 0.9,
     entropy_budget: Annotated[
         float, flag("--entropy-budget", "Nats of doubt a step may accept beyond its first token: more is faster.")
-    ] = 0.1,
+    ] = 0.0,
     show_context: Annotated[bool, flag("--show-context", "Show the passages that the expert was given.")] = False,
     private: Annotated[
         list[str] | None, flag("--private", "TEXT, or @FILE, for the expert alone; may be repeated.")
