@@ -50,7 +50,7 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 	@$(BIN)/mypy examples/demo.py examples/office_documents.py
-	@if [ -f protos/generate.py ]; then $(BIN)/python protos/generate.py --check; fi
+	@$(BIN)/python -m ssd_protos.generate --check
 	@$(PYTEST) tests/house -m 'not slow'
 
 format: $(READY)
@@ -61,7 +61,7 @@ bench: $(READY)
 	@$(BIN)/python -m ssd_bench $(ARGS)
 
 protos: $(READY)
-	@$(BIN)/python protos/generate.py
+	@$(BIN)/python -m ssd_protos.generate
 
 clean:
 	@rm -rf .demo .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov
