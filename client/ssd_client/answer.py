@@ -227,6 +227,7 @@ def _prepare(options: GenerateOptions, prompt: Prompt, expert: Expert, core: _Co
     weights = Weights(
         lam=card.lam if options.lam is None else options.lam,
         alpha=card.alpha if options.alpha is None else options.alpha,
+        core_every=options.core_every,
     )
     seed = keys.new_seed() if options.seed is None else options.seed
     draw_key = keys.draw_key(answer_secret(home), seed)
@@ -296,6 +297,8 @@ def _decode(run: _Run, on_progress: OnProgress | None, started: float) -> Answer
         passes = {one.name: one.forward_passes for one in members}
         if ensemble.lost is not None:
             run.notes.append(f"the core was lost ({ensemble.lost}); the expert went on alone")
+        elif isinstance(member, OneWaySource) and tally.core_steps < tally.steps:
+            run.notes.append("the core's own text ended first; the expert wrote the rest alone")
     return _answer(run, tally, member, passes, received, seconds)
 
 

@@ -71,7 +71,10 @@ class Disclosure:
         """What goes up at every step."""
         if self.privacy == "one-way":
             return []
-        return ["the estimate of the open positions, as token ids, and which of them are accepted"]
+        lines = ["the estimate of the open positions, as token ids, and which of them are accepted"]
+        if self.settings.get("codec", "").startswith("top-k"):
+            lines.append("where the node's packed logits were too rough for the sum: the wish for more of them")
+        return lines
 
     @property
     def stays(self) -> list[str]:

@@ -64,6 +64,7 @@ class GenerateOptions:
         temperature: of the draws; 0 takes the most probable.
         top_p: nucleus mass of the draws.
         entropy_budget: nats that one step may accept beyond its first position.
+        core_every: ask the core at every m-th step only, and use its last logits between (open only).
         private: texts for the expert alone; a leading @ names a file.
         passages: most passages of the documents for the expert.
         deadline_s: longest time a node may be silent or away before the expert goes on alone.
@@ -92,6 +93,7 @@ class GenerateOptions:
     temperature: float = 0.7
     top_p: float = 0.9
     entropy_budget: float = 0.0
+    core_every: int = 1
     private: tuple[str, ...] = ()
     passages: int = 4
     deadline_s: float = 30.0
@@ -114,12 +116,15 @@ class GenerateOptions:
         _between("--temperature", self.temperature, 0.0, 100.0)
         _between("--top-p", self.top_p, 1e-6, 1.0)
         _between("--entropy-budget", self.entropy_budget, 0.0, 1e6)
+        _between("--core-every", self.core_every, 1, 1024)
         _between("--passages", self.passages, 0, 100)
         _between("--deadline", self.deadline_s, 0.1, 3600.0)
         _between("--tv-limit", self.tv_limit, 0.0, 1.0)
         _between("--seed", self.seed, -(2**63), 2**63 - 1)
         if self.privacy == "one-way" and self.wire == "unary":
             raise UsageError("one-way needs the stream; leave --wire unary out")
+        if self.core_every > 1 and (self.privacy == "one-way" or self.decoder == "ar"):
+            raise UsageError("--core-every works with --privacy open and windows only; leave it out")
         self.codec_spec()
 
     def codec_spec(self) -> CodecSpec:

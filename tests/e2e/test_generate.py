@@ -174,7 +174,7 @@ def test_one_way_sends_the_same_bytes_for_two_folders(options: GenerateOptions, 
                 replace(options, expert=expert, private=private, privacy="one-way", node=proxy.target), home=home
             )
             sent.append(list(proxy.sent))
-        assert got.notes == ()
+        assert not any("lost" in note for note in got.notes)
         texts.append(got.text)
     assert sent[0] == sent[1] == sent[2]
     assert len(sent[0]) == 2

@@ -46,6 +46,7 @@ def generate(
     entropy_budget: Annotated[
         float, flag("--entropy-budget", "Nats of doubt a step may accept beyond its first token: more is faster.")
     ] = 0.0,
+    core_every: Annotated[int, flag("--core-every", "Ask the core at every m-th step only (faster, open only).")] = 1,
     show_context: Annotated[bool, flag("--show-context", "Show the passages that the expert was given.")] = False,
     private: Annotated[
         list[str] | None, flag("--private", "TEXT, or @FILE, for the expert alone; may be repeated.")
@@ -73,7 +74,8 @@ def generate(
         prompt=sys.stdin.read() if prompt == "-" else prompt, expert=expert, node=node, offline=offline, token=token,
         seed=seed, steps=steps, max_tokens=max_tokens, privacy=privacy, lam=lam, alpha=alpha,  # type: ignore[arg-type]
         codec=codec, decoder=decoder, projection=projection, block=block,  # type: ignore[arg-type]
-        temperature=temperature, top_p=top_p, entropy_budget=entropy_budget, private=tuple(private or ()),
+        temperature=temperature, top_p=top_p, entropy_budget=entropy_budget, core_every=core_every,
+        private=tuple(private or ()),
         passages=passages, deadline_s=deadline, wire=wire, ca=ca, insecure=insecure,  # type: ignore[arg-type]
         tv_limit=tv_limit, yes=yes,
     )  # fmt: skip
