@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from ssd_diffusion import packaged
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import InvalidModel, TrainingError
@@ -66,6 +67,7 @@ def personalize(options: PersonalizeOptions, *, home: Path, progress: OnEvent = 
         KeyboardInterrupt: stopped; what was done is kept for `resume`.
     """
     check_name(options.name)
+    transformers.utils.logging.disable_progress_bar()  # progress is told through events alone
     if not options.folder.is_dir():
         raise BadInput(f"{options.folder} is not a folder; name the folder with your documents")
     store = Store(home)
