@@ -43,6 +43,7 @@ def can_build(model: Ssd2Model) -> bool:
         and config.activation_function == "relu"
         and config.word_embed_proj_dim == config.hidden_size
         and config.layer_norm_elementwise_affine
+        and not getattr(config, "_remove_final_layer_norm", False)
     )
 
 
@@ -193,7 +194,7 @@ def _llama(graph: _Graph, model: Ssd2Model) -> None:
     causal: Any = model.causal
     decoder, config = causal.get_decoder(), causal.config
     graph.score_shapes()
-    graph.weight("rope", np.array([graph.shape.head_dim**-0.5], np.float32))
+    graph.weight("scale", np.array([graph.shape.head_dim**-0.5], np.float32))
     cos, sin = _rotary_tables(decoder, config)
     graph.weight("cos", cos)
     graph.weight("sin", sin)
@@ -207,7 +208,7 @@ def _llama(graph: _Graph, model: Ssd2Model) -> None:
                      rotary_embedding_dim=0)
             for y, heads in ((q, graph.shape.heads), (k, graph.shape.kv_heads))
         )  # fmt: skip
-        mixed = graph.attention(i, graph.op("Mul", q, "rope"), k, v)
+        mixed = graph.attention(i, graph.op("Mul", q, "scale"), k, v)
         x = graph.op("Add", x, graph.linear(f"{i}.o", mixed, attention.o_proj))
         h = _rms_norm(graph, f"{i}.norm2", x, layer.post_attention_layernorm)
         gate, up = (graph.linear(f"{i}.{n}", h, getattr(layer.mlp, f"{n}_proj")) for n in ("gate", "up"))
