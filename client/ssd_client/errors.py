@@ -10,6 +10,7 @@
     ├── IndexFault                 1   the document index: damaged or of another version
     ├── LedgerError                1   the ledger cannot be written: nothing is sent then
     ├── PersonalizeError           1   an expert could not be made
+    ├── Stopped                  130   the user's ctrl-C, with how to go on
     └── NodeError                  1   anything about a node
         ├── NodeUnreachable        1   no connection, no answer in time, full
         ├── NodeRefused            1   the token is missing or wrong
@@ -65,6 +66,12 @@ class LedgerError(ClientError):
 
 class PersonalizeError(ClientError):
     """An expert could not be made."""
+
+
+class Stopped(ClientError):
+    """The user's ctrl-C, where there is something to say about going on."""
+
+    exit_code: ClassVar[int] = 130
 
 
 class NodeError(ClientError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
 import os
 import shutil
@@ -17,6 +19,10 @@ from typing import Any
 
 import pytest
 from answering_support import TOKEN, NodeProcess, RecordingProxy, client, environment
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from ssd_client import answer
 from ssd_client.errors import NodeMismatch
 from ssd_client.options import GenerateOptions
@@ -55,6 +61,27 @@ def ask(home: Path, node: NodeProcess, *more: str, **env: str) -> dict[str, Any]
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
     return json.loads(done.stdout)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test node")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem, private = folder / "node.pem", folder / "node.key"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ))  # fmt: skip
+    private.chmod(0o600)
+    return pem, private
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -179,6 +206,32 @@ def test_one_way_sends_the_same_bytes_for_two_folders(options: GenerateOptions, 
     assert sent[0] == sent[1] == sent[2]
     assert len(sent[0]) == 2
     assert len(set(texts)) == 3
+
+
+def test_tls_with_the_nodes_own_certificate(home: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    with NodeProcess(tmp_path / "n", models["core"], "--tls-cert", str(certificate), "--tls-key", str(key)) as node:
+        node.start()
+        got = ask(home, node, "--ca", str(certificate))
+        assert got["notes"] == []
+        assert got["core_steps"] == got["steps"]
+        plain = ask(home, node)  # this machine without --ca: plaintext, which the node does not speak
+        assert "--ca" in plain["notes"][0]
+        assert plain["members"] == ["expert", "expert without context"]
+        other, _ = make_certificate(tmp_path / "n")
+        assert ask(home, node, "--ca", str(other))["privacy"] == "offline"
+
+
+@pytest.mark.parametrize(
+    "more", [("--steps", "5"), ("--projection", "multi-hot", "--steps", "3"), ("--temperature", "0")]
+)
+def test_fixed_blocks_and_other_projections_offline(home: Path, more: tuple[str, ...]) -> None:
+    done = client(home, "generate", QUESTION, "--expert", "anna", "--offline", "--json", "--decoder", "ssdlm",
+                  "--block", "4", "--max-tokens", "10", *more)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    assert got["tokens"] == 10 or got["finish_reason"] == "stop"
+    assert len(got["grid"]) == (int(more[-1]) if "--steps" in more else 50)
 
 
 def test_a_node_of_another_tokenizer_is_refused(home: Path, models: dict[str, Path], tmp_path: Path) -> None:

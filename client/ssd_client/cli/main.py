@@ -12,10 +12,6 @@ import sys
 from typing import Any
 
 
-class Stopped(KeyboardInterrupt):
-    """A ctrl-C, with the sentence that says how to go on."""
-
-
 def __getattr__(name: str) -> Any:
     """`app`, the command tree, for whoever wants to look at it."""
     if name != "app":
@@ -30,8 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = _run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        _say(str(stop) if isinstance(stop, Stopped) else "stopped; nothing was lost")
+    except KeyboardInterrupt:
+        _say("stopped; nothing was lost")
         code = 130
     except BrokenPipeError:
         _discard_stdout()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssd_client.cli.flags import JSON, flag
-from ssd_client.cli.main import Stopped
 
 if TYPE_CHECKING:
     from ssd_client.cli.personalize_view import View
@@ -36,7 +35,7 @@ def personalize(
     """Make an expert from a folder of documents. It and they stay on this machine."""
     from ssd_client.cli.personalize_view import View
     from ssd_client.cli.screen import print_json
-    from ssd_client.errors import BadInput
+    from ssd_client.errors import BadInput, Stopped
 
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder; name the folder with your documents")
