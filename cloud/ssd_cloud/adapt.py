@@ -137,7 +137,9 @@ def open_base(source: Path) -> Ssd2Model:
     """A base to train, in float32: a model folder of ours with its diffusion maps, or a plain decoder."""
     if (source / "model.json").is_file():
         return folder.load(source)[0]
-    return folder.from_pretrained(source)
+    model = folder.from_pretrained(source)
+    model.make_state_legible()
+    return model
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,21 @@ def test_untrained_anchor_is_the_bases_next_token(
     assert logits.shape == (BLOCK, 256)
 
 
+def test_legible_start_drops_the_mean_and_keeps_the_anchor(make_model: Make, spec: ModelSpec) -> None:
+    model = make_model("llama")
+    engine = TorchEngine(model, spec)
+    engine.prefill([0], [context(9)])
+    before = engine.step([0], [begin(spec).window()])[0][0]
+    model.make_state_legible(7.0)
+    engine.prefill([0], [context(9)])
+    np.testing.assert_allclose(engine.step([0], [begin(spec).window()])[0][0], before, atol=1e-6)
+    mean = model.mean_embedding
+    assert float(model.w_diff(mean).detach().norm()) < 1e-6 * float(mean.norm())
+    across = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    across = across - (across @ mean) / (mean @ mean) * mean
+    torch.testing.assert_close(model.w_diff(across), 7.0 * across)
+
+
 def test_cached_context_equals_recomputed(make_model: Make, family: str, spec: ModelSpec) -> None:
     model = make_model(family, learned=0.5)
     engine, fresh = TorchEngine(model, spec), TorchEngine(model, spec)
