@@ -76,6 +76,7 @@ def test_a_folder_becomes_an_expert_and_only_what_changed_is_read_again(tmp_path
     assert 0 <= card.lam <= 1
     assert card.calibration["reported"].keys() == {"core", "expert", "ensemble"}
     assert card.calibration["agreement"][0]["greedy"] == 1.0
+    assert card.calibration["precision"] == "fp32"
     store = Store(tmp_path / "home")
     folder = store.open("mine", full=True)
     assert {
@@ -112,7 +113,7 @@ torch.set_num_threads(1)
 def tell(e):
     if e.stage == 'train' and e.samples:
         print(e.samples, flush=True)
-personalize(PersonalizeOptions(folder=Path(sys.argv[1]), name='mine', base=Path(sys.argv[2]), train_minutes=0.4,
+personalize(PersonalizeOptions(folder=Path(sys.argv[1]), name='mine', base=Path(sys.argv[2]), train_minutes=0.2,
     length=64, block=4, rank=2, select_tokens=40, retrieve=False, patience=100), home=Path(sys.argv[3]), progress=tell)
 """
 
@@ -134,7 +135,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, base: Path) -> None:
     minutes = json.loads((home / "work" / "mine" / "run.json").read_text())["minutes"]
     events: list[Event] = []
     wanted = PersonalizeOptions(
-        folder=documents, name="mine", base=base, train_minutes=0.4, length=64, block=4, rank=2, select_tokens=40,
+        folder=documents, name="mine", base=base, train_minutes=0.2, length=64, block=4, rank=2, select_tokens=40,
         retrieve=False, patience=100, resume=True,
     )  # fmt: skip
     card = personalize(wanted, home=home, progress=events.append)
@@ -142,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, base: Path) -> None:
     first = next(e for e in events if e.stage == "train" and e.samples)
     assert first.samples is not None
     assert first.samples > 1
-    assert card.hyperparameters["train_seconds"] == pytest.approx(minutes * 60, abs=6)
+    assert card.hyperparameters["train_seconds"] == pytest.approx(minutes * 60, abs=8)
     assert Store(home).open("mine", full=True).is_dir()
 
 
@@ -322,3 +323,14 @@ def test_an_expert_that_knows_more_gets_more_weight(base: Path) -> None:
     assert choice.reported["ensemble"] >= choice.reported["core"]
     flipped = choose(knowing, core, held, held)
     assert flipped.lam == 0.0
+
+
+def test_an_interrupt_passes_through_and_the_work_stays(tmp_path: Path, base: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.stage == "train" and event.samples:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        personalize(options(write_documents(tmp_path / "documents"), base), home=tmp_path / "home", progress=stop)
+    assert (tmp_path / "home" / "work" / "mine" / "run.json").exists()
+    assert Store(tmp_path / "home").list() == []

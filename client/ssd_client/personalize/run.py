@@ -13,7 +13,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -99,6 +99,14 @@ class _Learned:
 
 
 @dataclass(slots=True)
+class _Exported:
+    """Which graph the device runs, and how each agrees with torch."""
+
+    use: Precision
+    agreement: list[Agreement]
+
+
+@dataclass(slots=True)
 class _Run:
     """One personalization."""
 
@@ -125,8 +133,8 @@ class _Run:
             del core
             staging = self.store.staging()
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
-            agreement = self._export(learned, spec, base, staging, corpus)
-            return self._register(staging, base, spec, read, index, learned, choice, agreement)
+            exported = self._export(learned, spec, base, staging, corpus)
+            return self._register(staging, base, spec, read, index, learned, choice, exported)
 
     def _tell(self, stage: Stage, fraction: float, message: str = "", **more: Any) -> None:
         self.progress(Event(stage=stage, fraction=min(1.0, max(0.0, fraction)), message=message, **more))
@@ -254,7 +262,7 @@ class _Run:
             self._tell("select", 1.0, f"lambda {choice.lam:g}, alpha {choice.alpha:g}", detail=choice.as_json())
         return choice
 
-    def _export(self, learned: _Learned, spec: ModelSpec, base: Path, staging: Path, corpus: Corpus) -> list[Agreement]:
+    def _export(self, learned: _Learned, spec: ModelSpec, base: Path, staging: Path, corpus: Corpus) -> _Exported:
         with self._stage("export", "writing the expert for onnxruntime"):
             adapter = staging / "adapter"
             lora.save_adapter(learned.wrapped, learned.model, adapter)
@@ -275,12 +283,13 @@ class _Run:
                 )
             if len(found) > 1 and not found[1].ok:
                 drop(onnx, "int8")
-            choose_graph(onnx, "int8" if self.options.use_int8 and found[-1].ok and len(found) > 1 else "fp32")
-        return found
+            kept = {one.precision for one in found if one.ok}
+            report = choose_graph(onnx, "int8" if self.options.use_int8 and "int8" in kept else "fp32")
+        return _Exported(report.use, found)
 
     def _register(
         self, staging: Path, base: Path, spec: ModelSpec, read: _Read, index: Index, learned: _Learned,
-        choice: weights.Choice, agreement: Sequence[Agreement],
+        choice: weights.Choice, exported: _Exported,
     ) -> ExpertCard:  # fmt: skip
         with self._stage("register", "putting the expert into the store"):
             index.export(staging)
@@ -293,9 +302,10 @@ class _Run:
                 calibration=_finite({
                     "by": "S1 on held-out text, base model as core, on this device", **choice.as_json(),
                     "heldout_before": learned.before, "heldout_after": learned.after,
+                    "precision": exported.use,
                     "agreement": [
                         {"precision": a.precision, "rms_error_nats": a.rms_error, "max_error": a.max_error,
-                         "greedy": a.greedy, "kept": a.ok} for a in agreement
+                         "greedy": a.greedy, "kept": a.ok} for a in exported.agreement
                     ],
                 }),
             )  # fmt: skip
