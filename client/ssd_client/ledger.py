@@ -182,8 +182,9 @@ class Ledger:
             return self._db.execute("DELETE FROM consents WHERE node = ?", (node,)).rowcount
 
     def close(self) -> None:
-        """Close the file. Safe to call twice."""
-        self._db.close()
+        """Close the file. Safe to call twice, and while another thread is noting a message: that one ends first."""
+        with self._lock:
+            self._db.close()
 
     def __enter__(self) -> Ledger:
         return self

@@ -1,8 +1,9 @@
 """The core's logits as they arrive: decoded, and held against what the codec left out.
 
-A sparse codec bounds how far the fused distribution can lie from the exact one (total variation). The bound is computed
-with the expert's own logits, so it never leaves the device; where it is over the limit, `open` asks for a wider answer.
-One-way never asks: that request would depend on private logits. Knows nothing about connections.
+What a sparse codec left out is spread after the expert's own rows, which stand nearer than a fixed shape. How far the
+fused distribution can then lie from the exact one (total variation) has a bound; it is computed with the expert's own
+logits and never leaves the device. Where it is over the limit, `open` asks for a wider answer. One-way never asks:
+that request would depend on private logits. Knows nothing about connections.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from ssd_diffusion.ensemble import Weights
-from ssd_kernels.codec import CodecKindName, CodecSpec, Decoded, decode_full, total_variation_bound
+from ssd_kernels.codec import CodecKindName, CodecSpec, Decoded, decode_full, reshape_tail, total_variation_bound
 from ssd_kernels.errors import CodecError
 from ssd_kernels.types import F32
 from ssd_protos.ssd.v1 import ssd_pb2
@@ -71,10 +72,11 @@ class Received:
 
     def review(self, core: F32, private: F32 | None, public: F32 | None) -> F32:
         """The core's logits to use: these, or wider ones where the bound at the first position is over the limit."""
+        core = self._reshaped(core, private, public)
         bound = self._bound(private, public)
         while self.ask is not None and bound is not None and bound[0] > self._limit and self._k < self._vocab:
             self._again += 1
-            core = self.ask(min(self._vocab, _WIDER * self._k, 0xFFFF))
+            core = self._reshaped(self.ask(min(self._vocab, _WIDER * self._k, 0xFFFF)), private, public)
             bound = self._bound(private, public)
             if self._k >= 0xFFFF:
                 break
@@ -89,6 +91,14 @@ class Received:
         if not self._rows:
             return None
         return Bound(mean=self._sum / self._rows, worst=self._worst, asked_again=self._again)
+
+    def _reshaped(self, core: F32, private: F32 | None, public: F32 | None) -> F32:
+        """The core's rows with what a sparse codec left out shaped by the expert, nearest without private context."""
+        local = private if public is None else public
+        if self._codec.kind != "top-k" or self._last is None or local is None:
+            return core
+        self._last = reshape_tail(self._last, local, tail_logp=self._tail)
+        return self._last.logp
 
     def _bound(self, private: F32 | None, public: F32 | None) -> F32 | None:
         if self._codec.kind != "top-k" or self._last is None:

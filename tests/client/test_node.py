@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 from answering_support import TOKEN, ThreadedNode
 from ssd_client import answer
-from ssd_client.errors import NodeError, NodeMismatch, NodeRefused, NodeUnreachable, UsageError
+from ssd_client.errors import LedgerError, NodeError, NodeMismatch, NodeRefused, NodeUnreachable, UsageError
+from ssd_client.ledger import Ledger
 from ssd_client.node import Address, NodeChannel
 from ssd_client.options import GenerateOptions
 from ssd_client.remote import previous_record
@@ -232,3 +234,24 @@ def test_the_record_of_a_pass_can_be_read_off_the_window_after_it(projection: An
         assert other.window().w_hat.same(state.window().w_hat)
         assert (other.level == state.level).all()
         assert other.start == state.start
+
+
+def test_a_ledger_can_be_closed_while_messages_are_noted(tmp_path: Path) -> None:
+    """A stream's own thread may still be serialising when an answer ends."""
+    for i in range(20):
+        ledger = Ledger(tmp_path / f"{i}.sqlite")
+        failed: list[Exception] = []
+
+        def note(ledger: Ledger = ledger, failed: list[Exception] = failed) -> None:
+            try:
+                while True:
+                    ledger.record(to="a:1", kind="step", size_bytes=1, sha256="0" * 64)
+            except LedgerError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=note)
+        thread.start()
+        time.sleep(0.01)
+        ledger.close()
+        thread.join(10)
+        assert len(failed) == 1
