@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssd_bench.ensemble import Document, Question
+from ssd_client.documents.extract import Limits, Skip, extract
 
-_TEXT = frozenset({".md", ".txt", ".rst", ".html", ".eml", ".mbox"})
+from ssd_bench.ensemble import Document, Question
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -29,11 +29,26 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def read_documents(folder: Path, paths: Sequence[str]) -> list[Document]:
-    """The named text documents, wherever under the folder they lie; others are left out."""
-    known = {p.as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() in _TEXT}
+    """The named documents, wherever under the folder their files lie, read as the device reads them.
+
+    Args:
+        folder: the sample folder.
+        paths: as an expert's card names them; "FILE#PART" for a mail in a mailbox. Missing ones are left out.
+    """
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     found = []
     for wanted in paths:
-        matches = [p for name, p in known.items() if name == wanted or name.endswith("/" + wanted.lstrip("/"))]
-        if matches:
-            found.append(Document(wanted, matches[0].read_text(encoding="utf-8", errors="replace")))
+        name, _, part = wanted.partition("#")
+        matches = [p for p in files if p.relative_to(folder).as_posix() == name or p.as_posix().endswith("/" + name)]
+        text = _text(matches[0], part) if matches else None
+        if text is not None:
+            found.append(Document(wanted, text))
     return found
+
+
+def _text(path: Path, part: str) -> str | None:
+    try:
+        parts = extract(path.name, path.read_bytes(), Limits()).parts
+    except Skip:
+        return None
+    return next((one.text for one in parts if one.part == part), None)

@@ -170,8 +170,14 @@ def test_reading_the_sample_folder(tmp_path):
     ) + "\n\n")  # fmt: skip
     (question,) = read_questions(tmp_path / "questions.jsonl")
     assert question.accepted == ("A", "B")
-    (document,) = read_documents(tmp_path, ["a/x.md", "a/missing.md"])
+    mails = [f"From x\nSubject: s{i}\nFrom: a@example.org\n\nBody of mail {i}.\n" for i in range(2)]
+    (tmp_path / "docs" / "m.mbox").write_text("\n".join(mails))
+    (tmp_path / "docs" / "empty.md").write_text("")
+    paths = ["a/x.md", "a/missing.md", "m.mbox#2", "m.mbox#99", "empty.md"]
+    document, mail = read_documents(tmp_path, paths)
     assert document == Document("a/x.md", "text of x")
+    assert mail.path == "m.mbox#2"
+    assert "Body of mail 1." in mail.text
     (tmp_path / "questions.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="no questions"):
         read_questions(tmp_path / "questions.jsonl")
