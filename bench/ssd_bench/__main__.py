@@ -254,7 +254,7 @@ def acceptance(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Prompts at most.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 48,
-    block: Annotated[int, typer.Option(min=1, help="Open positions.")] = 16,
+    block: Annotated[int, typer.Option(min=1, help="Open positions.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of noise and draws.")] = 0,
     out: Out = Path("docs"),
     results: Results = Path("bench/results.json"),

@@ -89,7 +89,7 @@ class GenerateOptions:
     codec: str = "top-k"
     decoder: DecoderName = "diffusion"
     projection: ProjectionKind = "sample"
-    block: int = 16
+    block: int = 8
     temperature: float = 0.7
     top_p: float = 0.9
     entropy_budget: float = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -80,7 +81,8 @@ def _build(scratch: Path, weights: Path) -> None:
     source = package_folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, local_files_only=True)
     tokenizer.save_pretrained(scratch)
-    causal = _plain(folder.load_backbone(source, gguf_file=GGUF_FILE))
+    with _quiet():
+        causal = _plain(folder.load_backbone(source, gguf_file=GGUF_FILE))
     card: dict[str, Any] = {"name": NAME, "base": "SmolLM2-135M-Instruct (Q4_1)", "licence": "Apache-2.0"}
     model = Ssd2Model(causal, Tokenizer.load(scratch).vocab)
     options: dict[str, Any] = {}
@@ -91,6 +93,19 @@ def _build(scratch: Path, weights: Path) -> None:
         if "grid" in card:
             options["grid"] = tuple(float(u) for u in card["grid"])
     folder.save(model.to(torch.bfloat16), scratch, name=NAME, tokenizer=scratch, card=card, **options)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar of transformers' own while it reads the GGUF file: callers show progress in their own way."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _plain(quantized: Any) -> Any:

@@ -40,7 +40,7 @@ def generate(
     codec: Annotated[str, flag("--codec", "dense-f32, dense-f16, top-k, top-k:K or top-k:K:RESIDUAL.")] = "top-k",
     decoder: Annotated[str, flag("--decoder", "diffusion, ar (token by token) or ssdlm (fixed blocks).")] = "diffusion",
     projection: Annotated[str, flag("--projection", "sample, greedy or multi-hot.")] = "sample",
-    block: Annotated[int, flag("--block", "Positions denoised together.")] = 16,
+    block: Annotated[int, flag("--block", "Positions denoised together.")] = 8,
     temperature: Annotated[float, flag("--temperature", "Of the draws; 0 takes the most probable.")] = 0.7,
     top_p: Annotated[float, flag("--top-p", "Draw from the most probable tokens of this mass.")] = 0.9,
     entropy_budget: Annotated[

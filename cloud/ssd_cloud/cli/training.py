@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any, Literal
 
 from rich.console import Console
@@ -12,9 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 def run(command: Literal["adapt", "instruct"], as_json: bool, **options: Any) -> None:
     """Run a training command, showing progress on stderr and the result on stdout."""
-    # Waiting threads that spin make training several times slower when other programs share the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     import transformers
     from ssd_diffusion.home import home
 
