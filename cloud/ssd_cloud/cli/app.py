@@ -235,10 +235,12 @@ def whole() -> typer.Typer:
 
 def _register_late(given: list[str]) -> None:
     """Add the training commands: in full when one of them runs, else as a name with a line of help."""
-    present = {command.name for command in app.registered_commands}
     for name, module in _LATE.items():
-        if name in present:
-            continue
+        present = next((command for command in app.registered_commands if command.name == name), None)
+        if present is not None:
+            if present.callback is not _placeholder or name not in given:
+                continue
+            app.registered_commands.remove(present)
         if name in given:
             function: Any = getattr(importlib.import_module(module), name)
         else:

@@ -1,0 +1,7 @@
+"""What holds for every test process."""
+
+import signal
+
+# A shell starts background jobs with Ctrl-C ignored, and programs started by the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
