@@ -16,7 +16,7 @@ BIN := .venv/bin
 READY := .venv/.ssd2-ready
 
 # Least branch coverage in percent that `make test` accepts.
-COVERAGE_MIN := 70
+COVERAGE_MIN := 85
 # Test processes at once.
 WORKERS ?= 2
 
