@@ -21,13 +21,13 @@ from ssd_diffusion.schedule import thin_grid
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_kernels.types import F64, I32
 
+from ssd_bench import machine as machine_of
 from ssd_bench.report import origin, table
 from ssd_bench.results import Row
 from ssd_bench.stats import bootstrap
 from ssd_bench.text import distinct_n, unigram_entropy
 
 Line: TypeAlias = dict[str, float | str | int]
-COMMAND = "python -m ssd_bench acceptance"
 PROMPTS = (
     "What is a lighthouse for?",
     "Explain how bread is made.",
@@ -142,7 +142,7 @@ def markdown(rows: Sequence[Line], *, about: str, machine: dict[str, str], secon
         "judged nats a token",
         "less the floor [95%]",
         "distinct-2",
-        "unigram entropy",
+        "unigram nats",
     ]
     body = [
         [
@@ -155,7 +155,7 @@ def markdown(rows: Sequence[Line], *, about: str, machine: dict[str, str], secon
     return "\n\n".join(
         [
             "# Accepting several positions a pass",
-            origin(COMMAND, machine, seconds=seconds, note=about),
+            origin(machine_of.command(), machine, seconds=seconds, note=about),
             (__doc__ or "").split("\n\n", 1)[1].strip(),
             table(header, body),
         ]
