@@ -123,6 +123,7 @@ def load_adapter(model: Ssd2Model, folder: Path) -> Any:
     state = read_tensors(file)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
+        config.base_model_name_or_path = None  # peft warns where the base has another path than at training
         wrapped = _wrap(model, config)
         outcome = peft.set_peft_model_state_dict(wrapped, {k: v.float() for k, v in state.items()})
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
