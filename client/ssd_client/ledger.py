@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Protocol
 from ssd_client.errors import LedgerError
 
 _WAIT_S = 10.0
+_RETRY_S = 0.02
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY, at TEXT NOT NULL, node TEXT NOT NULL, session TEXT NOT NULL, kind TEXT NOT NULL,
@@ -97,17 +99,28 @@ class Ledger:
             raise self._fault(error) from error
         try:
             with self._guard():
-                self._prepare()
+                self._prepare(time.monotonic() + wait_s)
         except LedgerError:
             self._db.close()
             raise
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
+    def _prepare(self, until_s: float) -> None:
+        self._switch_to_wal(until_s)
         self._db.execute("PRAGMA synchronous = FULL")
         if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
             self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
         self._db.execute("SELECT id, at, node, session, kind, bytes, sha256 FROM messages LIMIT 1").fetchone()
+
+    def _switch_to_wal(self, until_s: float) -> None:
+        """Set the journal mode of a new file, for which SQLite itself does not wait on another process."""
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until_s:
+                    raise
+                time.sleep(_RETRY_S)
 
     def record(self, *, to: str, kind: str, size_bytes: int, sha256: str, session: str = "") -> None:
         """Note one message; on disk when this returns."""

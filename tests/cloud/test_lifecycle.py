@@ -121,7 +121,9 @@ async def test_shutdown_lets_answers_finish(start_node, kind):
     async with start_node(drain_s=5.0) as run:
         device = run.device()
         run.engine.delay_s = 0.02
-        work = asyncio.ensure_future(device.stream(run.stub) if kind == "stream" else device.unary(run.stub, passes=1))
+        # a unary answer is one call: whatever comes after it is new work, which a draining node refuses
+        answer = device.stream(run.stub) if kind == "stream" else device.unary(run.stub, passes=1, last=False)
+        work = asyncio.ensure_future(answer)
         await asyncio.sleep(0.05)
         started = time.monotonic()
         await run.node.drain()
