@@ -237,7 +237,8 @@ def ask(demo: Demo, ready: dict[str, Any], asked: Asked, *more: str) -> dict[str
     """One answer by expert and core."""
     arguments = command(
         "ssd-client", "generate", asked.question, "--expert", NAME, "--node", ready["listen"],
-        "--seed", "7", "--temperature", "0", "--lam", "0.7", "--alpha", "0.3", "--max-tokens", "48", "--yes", "--json", *more,
+        "--seed", "7", "--temperature", "0", "--lam", "0.7", "--alpha", "0.3",
+        "--max-tokens", "48", "--yes", "--json", *more,
     )  # fmt: skip
     say(f"\n$ SSD_TOKEN=... {shown(arguments)}")
     answer = dict(run_json(demo, arguments, ANSWER_S, SSD_TOKEN=ready["token"]))
