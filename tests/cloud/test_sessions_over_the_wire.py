@@ -59,9 +59,11 @@ async def test_one_session_or_eight_at_once(start_node, fake_engine):
 
         alone = [await answer(i) for i in range(8)]
         assert max(run.engine.batches) == 1
+        run.engine.delay_s = 0.05  # long enough for the others to be waiting, on a busy machine too
         together = await asyncio.gather(*(answer(i) for i in range(8)))
         assert together == alone
-        assert max(run.engine.batches) > 1
+        # while one batch computes all others wait, so two neighbouring batches hold eight: one of them at least four
+        assert max(run.engine.batches) >= 4
         assert len(run.engine.threads) == 1
 
 
