@@ -26,6 +26,7 @@ from ssd_cloud.errors import Draining, EngineFailed, Expired, RequestError
 _log = logging.getLogger("ssd_cloud.scheduler")
 
 Kind = Literal["prefill", "step", "next"]
+_Release = tuple[int, Callable[[], None]]
 
 
 class Pending:
@@ -97,7 +98,7 @@ class Scheduler:
         self._engine = engine
         self._width = max(1, batch_width)
         self._queue: deque[_Work] = deque()
-        self._releases: list[tuple[int, Callable[[], None]]] = []
+        self._releases: list[_Release] = []
         self._wake = asyncio.Event()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
@@ -179,10 +180,8 @@ class Scheduler:
             batch = self._gather(loop.time())
             if releases or batch:
                 started = time.perf_counter()
-                await loop.run_in_executor(self._pool, self._compute, releases, batch)
+                await loop.run_in_executor(self._pool, self._compute, loop, releases, batch)
                 self._answer(batch, started, time.perf_counter())
-                for _, done in releases:
-                    done()
             if self._queue or self._closed or self._releases:
                 self._wake.set()
         for work in self._queue:
@@ -218,9 +217,11 @@ class Scheduler:
 
     # ---- in the worker thread ----
 
-    def _compute(self, releases: Sequence[tuple[int, Callable[[], None]]], batch: Sequence[_Work]) -> None:
+    def _compute(self, loop: asyncio.AbstractEventLoop, releases: Sequence[_Release], batch: Sequence[_Work]) -> None:
         if releases:
             self._guarded([], lambda: self._engine.release([slot for slot, _ in releases]))
+            for _, done in releases:
+                loop.call_soon_threadsafe(done)  # at once: others may be waiting for the slot
         prefills = [w for w in batch if w.kind == "prefill"]
         if prefills:
             self._alone_if_failing(

@@ -142,7 +142,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         owner, deadline = self._owner(context), _deadline(context)
         if not request.HasField("step") and not request.last:
             raise BadRequest("the message holds no pass; set step")
-        session, fresh = await self._find_or_open(request, owner)
+        session, fresh = await self._find_or_open(request, owner, deadline)
         try:
             async with session.lock:
                 replayed = await self._restore(session, deadline) if fresh else 0
@@ -161,7 +161,9 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
             self._store.release(session)
         return response
 
-    async def _find_or_open(self, request: ssd_pb2.DenoiseStepRequest, owner: str) -> tuple[Session, bool]:
+    async def _find_or_open(
+        self, request: ssd_pb2.DenoiseStepRequest, owner: str, deadline: float | None
+    ) -> tuple[Session, bool]:
         if request.session_id:
             try:
                 session = self._store.get(request.session_id, owner)
@@ -176,7 +178,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         opened = read_open(request.open, self._spec, self._limits)
         if opened.one_way:
             raise BadRequest("one-way needs the stream Denoise")
-        return self._store.create(owner, opened), True
+        return await self._store.open(owner, opened, deadline=deadline), True
 
     async def _stream(self, context: _Context) -> None:
         owner, deadline = self._owner(context), _deadline(context)
@@ -185,7 +187,8 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
             return
         if first.WhichOneof("kind") != "open":
             raise BadRequest("the first message of a stream must be open")
-        session = self._store.create(owner, read_open(first.open, self._spec, self._limits))
+        request = read_open(first.open, self._spec, self._limits)
+        session = await self._store.open(owner, request, deadline=deadline)
         try:
             async with session.lock:
                 replayed = await self._restore(session, deadline)

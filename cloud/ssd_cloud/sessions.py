@@ -26,6 +26,9 @@ from ssd_cloud.scheduler import Pending, Scheduler
 
 _log = logging.getLogger("ssd_cloud.sessions")
 
+RELEASE_WAIT_S = 5.0
+"""How long a new session waits for a slot that is being given back: a few passes of a large model."""
+
 
 class DecodeState(Protocol):
     """What `WindowState` and `BlockState` have in common."""
@@ -160,11 +163,40 @@ class SessionStore:
         self.released = 0
         self.reserved_bytes = 0
         self.draining = False
+        self._given_back = asyncio.Event()
 
     @property
     def active(self) -> int:
         """Sessions that hold a slot now, those being released included."""
         return self.created - self.released
+
+    async def open(self, owner: str, request: OpenInput, *, deadline: float | None) -> Session:
+        """As `create`, but waits, not for long, where what is missing is already being given back.
+
+        A caller whose answer is complete may ask for the next at once; its slot is free only when the engine is.
+
+        Args:
+            owner: id of the caller's token.
+            request: what to open.
+            deadline: event-loop time after which nobody wants the session; None for no bound.
+
+        Raises:
+            Draining, NodeFull: as `create`.
+        """
+        until = asyncio.get_running_loop().time() + RELEASE_WAIT_S
+        until = until if deadline is None else min(until, deadline)
+        while True:
+            given_back = self._given_back
+            try:
+                return self.create(owner, request)
+            except NodeFull as full:
+                if full.retry_after_s is None or self.active == len(self._sessions):
+                    raise
+                try:
+                    async with asyncio.timeout_at(until):
+                        await given_back.wait()
+                except TimeoutError:
+                    raise full from None
 
     def create(self, owner: str, request: OpenInput) -> Session:
         """A new session with a slot of its own.
@@ -239,6 +271,8 @@ class SessionStore:
         self._free.append(session.slot)
         self.reserved_bytes -= session.reserved_bytes
         self.released += 1
+        self._given_back.set()
+        self._given_back = asyncio.Event()
 
     def _need(self, request: OpenInput) -> int:
         """Upper bound of a session's cache: keys and values in float32 for its longest context, and its state."""

@@ -59,7 +59,7 @@ async def test_one_session_or_eight_at_once(start_node, fake_engine):
 
         alone = [await answer(i) for i in range(8)]
         assert max(run.engine.batches) == 1
-        run.engine.delay_s = 0.05  # long enough for the others to be waiting, on a busy machine too
+        run.engine.delay_s = 0.05  # long enough for others to be waiting; how many batch is test_scheduler's matter
         together = await asyncio.gather(*(answer(i) for i in range(8)))
         assert together == alone
         assert max(run.engine.batches) > 1
