@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+_PLACES = ("--home", "--out", "--results", "--records")
 _PACKAGES = ("numpy", "numba", "onnxruntime", "torch", "transformers", "grpcio")
 
 
@@ -36,9 +37,15 @@ def one_line(machine: dict[str, str]) -> str:
 
 
 def command() -> str:
-    """The command line of this run, as it can be typed again."""
-    home = shlex.quote(str(Path.home()))
-    return shlex.join(["python", "-m", "ssd_bench", *sys.argv[1:]]).replace(home + "/", "~/")
+    """The command line of this run, as it can be typed again elsewhere: without folders of this machine."""
+    kept: list[str] = []
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        if argument in _PLACES:
+            next(arguments, None)
+        elif not argument.startswith(tuple(f"{place}=" for place in _PLACES)):
+            kept.append(Path(argument).name if argument.startswith("/") else argument)
+    return shlex.join(["python", "-m", "ssd_bench", *kept])
 
 
 def _processor() -> str:

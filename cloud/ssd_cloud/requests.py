@@ -107,7 +107,7 @@ def read_open(message: ssd_pb2.Open, spec: ModelSpec, limits: Limits) -> OpenInp
     check_protocol(message.protocol)
     _check_model(message, spec)
     decoder = _known(_DECODERS, message.decoder, "decoder")
-    if (decoder == "ssdlm") != (spec.family == "ssdlm"):
+    if spec.family == "ssdlm" and decoder != "ssdlm":
         raise BadRequest(f"a model of the {spec.family} family does not offer the {decoder} decoder; see Describe")
     if message.mode not in (ssd_pb2.MODE_OPEN, ssd_pb2.MODE_ONE_WAY):
         raise BadRequest(f"unknown mode {message.mode}; use open or one-way")

@@ -124,8 +124,9 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         _check_readable(request)
         check_protocol(request.protocol)
         spec, limits = self._spec, self._limits
-        ours = ssd_pb2.DECODER_SSDLM if spec.family == "ssdlm" else ssd_pb2.DECODER_WINDOW
-        decoders = [ours] if spec.family == "ssdlm" else [ours, ssd_pb2.DECODER_AUTOREGRESSIVE]
+        decoders = [ssd_pb2.DECODER_SSDLM]
+        if spec.family == "ssd2":  # per-position noise levels and a causal side: all three
+            decoders = [ssd_pb2.DECODER_WINDOW, ssd_pb2.DECODER_AUTOREGRESSIVE, *decoders]
         return ssd_pb2.DescribeResponse(
             protocol=PROTOCOL, model_id=spec.model_id, family=spec.family,
             tokenizer_fingerprint=spec.tokenizer_fingerprint, vocab=spec.vocab, max_block=spec.max_block,

@@ -328,9 +328,10 @@ def status_of() -> Callable[[Awaitable[Any]], Awaitable[tuple[grpc.StatusCode, s
 def device_open(fake_engine: type[FakeEngine]) -> Callable[..., pb.Open]:
     """A right Open for the fake engine."""
 
-    def build(*, one_way: bool = False) -> pb.Open:
+    def build(*, one_way: bool = False, decoder: int = pb.DECODER_WINDOW) -> pb.Open:
         params = DecodeParams(block=4, grid=GRID, max_tokens=10, top_p=0.9)
-        return Device(fake_engine().spec, params, mode=pb.MODE_ONE_WAY if one_way else pb.MODE_OPEN).open()
+        mode = pb.MODE_ONE_WAY if one_way else pb.MODE_OPEN
+        return Device(fake_engine().spec, params, mode=mode, decoder=decoder).open()
 
     return build
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -28,7 +29,6 @@ OPENS = [
     ({"prompt_ids": b"\x01\x00" * 126}, INVALID, "context of 128"),
     ({"decoder": 0}, INVALID, "unknown decoder"),
     ({"decoder": 77}, INVALID, "unknown decoder"),
-    ({"decoder": pb.DECODER_SSDLM}, INVALID, "does not offer"),
     ({"mode": 0}, INVALID, "unknown mode"),
     ({"mode": 9}, INVALID, "unknown mode"),
     ({"codec": pb.Codec()}, INVALID, "unknown codec"),
@@ -93,6 +93,14 @@ async def test_a_wrong_open_is_refused(start_node, status_of, changes, code, wor
         await stream.write(pb.DenoiseRequest(open=message))
         assert await status_of(stream.read()) == (got, text)
         await run.settled()
+
+
+def test_fixed_blocks_are_all_that_the_ssdlm_family_offers(fake_engine, device_open):
+    spec, limits = spec_and_limits(fake_engine)
+    assert read_open(device_open(decoder=pb.DECODER_SSDLM), spec, limits).decoder == "ssdlm"
+    with pytest.raises(RequestError, match="does not offer") as caught:
+        read_open(device_open(), replace(spec, family="ssdlm"), limits)
+    assert caught.value.code == "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize("one_way", [False, True])
@@ -211,7 +219,7 @@ async def test_describe(start_node, status_of):
         assert tuple(answer.grid) == spec.grid
         assert (answer.max_request_bytes, answer.max_response_bytes) == (
             limits.max_request_bytes, limits.max_response_bytes)  # fmt: skip
-        assert tuple(answer.decoders) == (pb.DECODER_WINDOW, pb.DECODER_AUTOREGRESSIVE)
+        assert tuple(answer.decoders) == (pb.DECODER_WINDOW, pb.DECODER_AUTOREGRESSIVE, pb.DECODER_SSDLM)
         code, text = await status_of(run.stub.Describe(pb.DescribeRequest(protocol="0.9")))
         assert (code, "0.9" in text) == (FAILED, True)
 

@@ -10,7 +10,7 @@ from ssd_protos.ssd.v1 import ssd_pb2 as pb
 
 CASES = [
     ("llama", pb.DECODER_WINDOW), ("opt", pb.DECODER_WINDOW), ("llama", pb.DECODER_AUTOREGRESSIVE),
-    ("ssdlm", pb.DECODER_SSDLM),
+    ("ssdlm", pb.DECODER_SSDLM), ("llama", pb.DECODER_SSDLM),
 ]  # fmt: skip
 
 

@@ -11,7 +11,10 @@ from ssd_kernels.types import Purpose
 from ssd_protos.packing import unpack_flags, unpack_ids
 from ssd_protos.ssd.v1 import ssd_pb2 as pb
 
-DECODERS = [(pb.DECODER_WINDOW, "ssd2"), (pb.DECODER_AUTOREGRESSIVE, "ssd2"), (pb.DECODER_SSDLM, "ssdlm")]
+DECODERS = [
+    (pb.DECODER_WINDOW, "ssd2"), (pb.DECODER_AUTOREGRESSIVE, "ssd2"), (pb.DECODER_SSDLM, "ssd2"),
+    (pb.DECODER_SSDLM, "ssdlm"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("decoder", "family"), DECODERS)
@@ -158,7 +161,7 @@ async def test_one_way_runs_the_nodes_own_chain(start_node, fake_engine, decoder
     async with start_node(fake_engine(family=family)) as run:
         device = run.device(mode=pb.MODE_ONE_WAY, decoder=decoder, max_tokens=7, temperature=0.5)
         results, reason = await read_one_way(run, device)
-        choose = decide_block if family == "ssdlm" else decide
+        choose = decide_block if decoder == pb.DECODER_SSDLM else decide
         for i, result in enumerate(results):
             b = len(device.state.window().u)
             assert (result.index, list(result.logits.shape)) == (i, [b, 256])

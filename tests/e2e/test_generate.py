@@ -225,13 +225,16 @@ def test_tls_with_the_nodes_own_certificate(home: Path, models: dict[str, Path],
 @pytest.mark.parametrize(
     "more", [("--steps", "5"), ("--projection", "multi-hot", "--steps", "3"), ("--temperature", "0")]
 )
-def test_fixed_blocks_and_other_projections_offline(home: Path, more: tuple[str, ...]) -> None:
-    done = client(home, "generate", QUESTION, "--expert", "anna", "--offline", "--json", "--decoder", "ssdlm",
-                  "--block", "4", "--max-tokens", "10", *more)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    got = json.loads(done.stdout)
-    assert got["tokens"] == 10 or got["finish_reason"] == "stop"
-    assert len(got["grid"]) == (int(more[-1]) if "--steps" in more else 50)
+def test_fixed_blocks_and_other_projections(home: Path, node: NodeProcess, more: tuple[str, ...]) -> None:
+    online = ("--node", node.target, "--token", TOKEN, "--yes")
+    for where in (("--offline",), online, (*online, "--privacy", "one-way")):
+        done = client(home, "generate", QUESTION, "--expert", "anna", *where, "--json", "--decoder", "ssdlm",
+                      "--block", "4", "--max-tokens", "10", "--seed", "1", *more)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        got = json.loads(done.stdout)
+        assert got["tokens"] == 10 or got["finish_reason"] == "stop"
+        assert len(got["grid"]) == (int(more[-1]) if "--steps" in more else 50)
+        assert where[0] == "--offline" or got["core_steps"] > 0
 
 
 def test_a_node_of_another_tokenizer_is_refused(home: Path, models: dict[str, Path], tmp_path: Path) -> None:
