@@ -35,7 +35,8 @@ def markdown(scores: Sequence[SpanScore], *, about: str, seconds: float, train_t
         f"Nats a byte on held-out documents: spans of {SPAN} tokens after up to {CONTEXT} tokens of context. The "
         f"5-gram (modified Kneser-Ney, same tokenizer) is trained on the adapter's own training text, {train_tokens:,} "
         "tokens; the base is the packaged decoder without the adapter. S1 reads the adapted model at the first open "
-        "position with everything after it pure noise. Lower is better; 95% bootstrap over documents."
+        "position with everything after it pure noise. Lower is better; 95% bootstrap over documents. "
+        "`python -m ssd_cloud.data_public data` makes the texts from public packages."
     )
     rows = [[source, *(str(found[source][m]) for m in MODELS), found[source][ADAPTED].n] for source in found]
     gaps = []

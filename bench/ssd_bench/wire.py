@@ -83,17 +83,17 @@ class Channel:
         self.tally.up.append(up_bytes)
         self.tally.down.append(0)
 
-        def carry(spec: CodecSpec, k: int) -> F32:
-            message = answer(members.core, spec, index=len(self.tally.up))
+        def carry(k: int) -> F32:
+            message = answer(members.core, self.codec, index=len(self.tally.up), wider=k)
             self.tally.down[-1] += FRAME_BYTES + message.ByteSize()
             return received.read(message.result.logits, rows, k)
 
         def wider(k: int) -> F32:
             self.tally.up[-1] += up_bytes + 3
-            return carry(CodecSpec(kind="top-k", k=min(k, 65_535), residual=0.0), k)
+            return carry(k)
 
         received.ask = wider
-        core = received.review(carry(self.codec, 0), members.private, members.public)
+        core = received.review(carry(0), members.private, members.public)
         bound = received.bound()
         self.tally.asked_again += bound.asked_again if bound is not None else 0
         return fuse_members(Members(core, members.private, members.public), self._weights)
@@ -107,11 +107,10 @@ def fuse_members(members: Members, weights: Weights) -> F32:
     )  # fmt: skip
 
 
-def answer(logits: F32, spec: CodecSpec, *, index: int) -> ssd_pb2.DenoiseResponse:
-    """The node's message for one pass."""
-    packed = ssd_pb2.Logits(
-        codec=WIRE_CODECS[spec.kind], dtype=_DTYPES[spec.kind], shape=logits.shape, data=encode(logits, spec)
-    )
+def answer(logits: F32, spec: CodecSpec, *, index: int, wider: int = 0) -> ssd_pb2.DenoiseResponse:
+    """The node's message for one pass of a sliding window."""
+    data = encode(logits, spec, leading=1, wider=wider)
+    packed = ssd_pb2.Logits(codec=WIRE_CODECS[spec.kind], dtype=_DTYPES[spec.kind], shape=logits.shape, data=data)
     return ssd_pb2.DenoiseResponse(
         result=ssd_pb2.StepResult(index=index, logits=packed, queue_us=1000, compute_us=100_000)
     )

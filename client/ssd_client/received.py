@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from ssd_diffusion.ensemble import Weights
-from ssd_kernels.codec import CodecKindName, CodecSpec, Decoded, decode_full, reshape_tail, total_variation_bound
+from ssd_kernels.codec import CodecKindName, CodecSpec, Decoded, decode_full
 from ssd_kernels.errors import CodecError
+from ssd_kernels.tail import reshape_tail, total_variation_bound
 from ssd_kernels.types import F32
 from ssd_protos.ssd.v1 import ssd_pb2
 

@@ -11,7 +11,7 @@ import logging
 import time
 import traceback
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
@@ -276,10 +276,9 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
 
     async def _result(self, session: Session, computed: Computed, *, k: int) -> ssd_pb2.StepResult:
         spec = session.request.codec
-        if k and spec.kind == "top-k":
-            spec = replace(spec, k=k, residual=0.0)  # exactly k entries: the caller found the row too short
+        leading = 1 if session.request.decoder == "window" else None  # what a sliding window decides next
         try:
-            data = await asyncio.to_thread(codec.encode, computed.logits, spec)
+            data = await asyncio.to_thread(codec.encode, computed.logits, spec, leading=leading, wider=k)
         except KernelError as error:  # NaN or infinite logits
             _log.error("logits cannot be sent", extra={"error": type(error).__name__})
             raise EngineFailed from error

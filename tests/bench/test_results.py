@@ -32,8 +32,7 @@ def test_table_and_origin():
     assert "cores" in text
 
 
-def test_command_hides_the_home_folder(monkeypatch):
-    from pathlib import Path
-
-    monkeypatch.setattr("sys.argv", ["x", "wire", "--home", f"{Path.home()}/s"])
-    assert machine.command() == "python -m ssd_bench wire --home ~/s"
+def test_command_names_no_folder_of_this_machine(monkeypatch):
+    given = ["x", "floor", "--home", "/a/b", "--out=/c", "--data", "/d/data", "--documents", "10", "--out", "e"]
+    monkeypatch.setattr("sys.argv", given)
+    assert machine.command() == "python -m ssd_bench floor --data data --documents 10"

@@ -319,10 +319,10 @@ def test_an_expert_that_knows_more_gets_more_weight(base: Path) -> None:
     bias[7] = 6.0
     head.bias = torch.nn.Parameter(bias)
     choice = choose(core, knowing, held, held)
-    assert choice.lam == 1.0
+    assert (choice.lam, choice.alone) == (0.9, True)
     assert choice.reported["ensemble"] >= choice.reported["core"]
     flipped = choose(knowing, core, held, held)
-    assert flipped.lam == 0.0
+    assert (flipped.lam, flipped.alone) == (0.0, False)
 
 
 def test_an_interrupt_passes_through_and_the_work_stays(tmp_path: Path, base: Path) -> None:

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from ssd_client.personalize.corpus import Unit, continuation_prompt
 
-LAMBDAS = tuple(i / 10 for i in range(11))
+LAMBDAS = tuple(i / 10 for i in range(10))
+ALONE = (1.0, 0.0)
+"""What the expert writes with no core. Scored beside the ensembles, and told; never chosen for one."""
 ALPHAS = (0.0, 0.25, 0.5, 1.0)
 CHUNK = 64
 _OPENING = 32
@@ -52,6 +54,7 @@ class Choice:
     Attributes:
         lam, alpha: the weights.
         selected: S1 of the choice on the half that selects.
+        alone: the expert without a core scores at least as well there: a core of the base's size adds nothing.
         table: S1 on that half by "lam,alpha".
         reported: S1 on the other half: core alone, expert alone, the choice.
         tokens: how many tokens each half has.
@@ -61,6 +64,7 @@ class Choice:
     alpha: float
     selected: float
     table: dict[str, float]
+    alone: bool = False
     reported: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
@@ -151,12 +155,13 @@ def choose(
 ) -> Choice:
     """The best (lambda, alpha) on one half, and its score on the other; ties go to the smaller weights."""
     candidates = [(lam, alpha) for lam in LAMBDAS for alpha in ALPHAS if lam > 0 or alpha == 0]
-    found = score(core, expert, select, candidates, lambda done: progress(0.6 * done))
+    found = score(core, expert, select, [*candidates, ALONE], lambda done: progress(0.6 * done))
     best = min(candidates, key=lambda pair: (-found[pair], pair))
-    wanted = {"core": (0.0, 0.0), "expert": (1.0, 0.0), "ensemble": best}
+    wanted = {"core": (0.0, 0.0), "expert": ALONE, "ensemble": best}
     told = score(core, expert, report, list(dict.fromkeys(wanted.values())), lambda done: progress(0.6 + 0.4 * done))
     return Choice(
         best[0], best[1], found[best], {f"{lam:g},{alpha:g}": value for (lam, alpha), value in found.items()},
+        found[ALONE] >= found[best],
         {name: told[pair] for name, pair in wanted.items()} if report else {},
         {"select": sum(len(s.target) for s in select), "report": sum(len(s.target) for s in report)},
     )  # fmt: skip
