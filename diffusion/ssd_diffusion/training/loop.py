@@ -20,7 +20,6 @@ import csv
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training import checkpoint
 from ssd_diffusion.training.data import Batch, Rows
 from ssd_diffusion.training.objective import ObjectiveOptions, batch_loss
+from ssd_diffusion.training.precision import Precision, autocast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ class TrainOptions:
         resume: go on from the checkpoint when there is one; otherwise start anew.
         eval_minutes, eval_steps: time or steps between evaluations; None for none on that account.
         patience: stop after so many evaluations without a better one; None for never.
+        precision: of the products, see `precision`.
         seed: seed of levels, noise and draws.
     """
 
@@ -69,6 +70,7 @@ class TrainOptions:
     eval_minutes: float | None = None
     eval_steps: int | None = None
     patience: int | None = None
+    precision: Precision = "auto"
     seed: int = 0
 
 
@@ -244,7 +246,7 @@ def _step(
     parts = []
     for micro in range(options.accumulate):
         batch = _to(rows.batch(step * options.accumulate + micro), device)
-        with _autocast(device):
+        with autocast(options.precision, device):
             found = batch_loss(model, batch, options.objective, (options.seed, step, micro))
         loss = float(found.loss.detach())
         if not math.isfinite(loss):
@@ -321,10 +323,6 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return replace(
         batch, tokens=batch.tokens.to(device), starts=batch.starts.to(device), supervised=batch.supervised.to(device)
     )
-
-
-def _autocast(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def write_csv(path: Path, history: list[Progress] | tuple[Progress, ...]) -> None:

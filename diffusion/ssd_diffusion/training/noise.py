@@ -113,5 +113,6 @@ def noised_embedding(
         z = torch.randn(len(part), table.shape[0], generator=generator, device=table.device)
         x_t = z.mul_((1 - ab[part]).sqrt()[:, None] * k)
         x_t[torch.arange(len(part), device=table.device), tokens[part]] += 2 * k * ab[part].sqrt()
-        out[part] = torch.softmax(x_t, dim=-1).to(table.dtype) @ table
+        read = torch.softmax(x_t, dim=-1).to(table.dtype) @ table
+        out[part] = read.to(out.dtype)  # under autocast the product has another
     return out
