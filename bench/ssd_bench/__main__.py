@@ -1,13 +1,13 @@
 """`python -m ssd_bench SUITE`: the one entry point of the benchmarks.
 
-Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options and files, not measurements.
+Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
+does with them is its run: `ensemble_run`, `wire_run`, `floor_run`, `acceptance_run`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +18,10 @@ from ssd_diffusion.errors import DiffusionError
 from ssd_diffusion.home import home as default_home
 from ssd_kernels.errors import KernelError
 
-from ssd_bench.console import console, progress
-from ssd_bench.results import merge, write_json
+from ssd_bench.console import console
 
 if TYPE_CHECKING:
-    from ssd_bench.wire_report import Part as WirePart
+    from ssd_bench.runs import Outcome
 
 WHOLE_MINUTES = 45.0
 """How long the ensemble suite may begin new questions when all suites run."""
@@ -71,36 +70,13 @@ def ensemble(
     as_json: AsJson = False,
 ) -> None:
     """Core alone, expert alone and both, by diffusion and autoregressively, on the sample folder's questions."""
-    from ssd_bench import ensemble as suite
-    from ssd_bench import ensemble_report as report
-    from ssd_bench.folder import read_documents, read_questions
-    from ssd_bench.pair import open_pair
-    from ssd_bench.records import RecordFile
+    from ssd_bench import ensemble_run as suite
 
-    started, root = time.monotonic(), home or default_home()
-    questions = read_questions(examples / "questions.jsonl")[:limit]
-    pair = open_pair(root, expert=expert, core=core)
-    held_out = suite.stretches_of(pair.tokenizer, read_documents(examples, pair.held_out))[:stretches]
-    settings = suite.Settings(seed=seed, max_tokens=max_tokens)
-    chosen = {"about": pair.about, "seed": seed, "max_tokens": max_tokens}
-    kept = RecordFile(records or root / "bench" / f"ensemble-{pair.name}.jsonl", chosen)
-    until = float("inf") if max_minutes is None else started + 60 * max_minutes
-    with progress("ensemble", 2 * (len(questions) + len(held_out))) as advance:
-        suite.measure(pair, questions, held_out, settings, kept, advance=advance, until=until)
-    wanted = {q.id for q in questions} | {s.id for s in held_out}
-    found = [r for r in kept.records if r.item in wanted]
-    if not found:
-        raise ValueError("nothing was measured in the time given; raise --max-minutes")
-    seconds = time.monotonic() - started
-    summary = report.summarise(found)
-    content = report.to_json(summary, found, about=pair.about, seconds=seconds, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
-    report.plot(summary, out / "ensemble.png")
-    text = report.markdown(summary, found, about=pair.about, seconds=seconds, plot="ensemble.png")
-    (out / "ensemble.md").write_text(text, encoding="utf-8")
-    write_json(out / "ensemble.json", content)
-    merge(results, report.result_rows(found))
-    _finish(content, text, as_json)
+    options = suite.Options(
+        home=home or default_home(), expert=expert, core=core, examples=examples, limit=limit, stretches=stretches,
+        max_tokens=max_tokens, seed=seed, max_minutes=max_minutes, out=out, results=results, records=records,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
 
 
 @app.command()
@@ -121,76 +97,14 @@ def wire(
     as_json: AsJson = False,
 ) -> None:
     """Bytes of every codec in a default decode, and what each costs in S1 and in draws."""
-    from ssd_bench import wire_report as report
+    from ssd_bench import wire_run as suite
 
-    started = time.monotonic()
-    until = float("inf") if max_minutes is None else started + 60 * max_minutes
-    if synthetic_only and not passes:
-        raise ValueError("nothing is left to measure; raise --passes or leave --synthetic-only out")
-    parts = []
-    if not synthetic_only:
-        parts.append(
-            _wire_decode(home or default_home(), expert, core, examples, limit, codec, max_tokens, seed, until)
-        )
-    if passes:
-        parts.append(_wire_synthetic(codec, passes, seed))
-    seconds = time.monotonic() - started
-    content, text = report.to_json(parts, seconds=seconds, seed=seed), report.markdown(parts, seconds=seconds)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "wire-bytes.md").write_text(text, encoding="utf-8")
-    merge(results, report.result_rows(parts))
-    _finish(content, text, as_json)
-
-
-def _wire_decode(
-    home: Path,
-    expert: str | None,
-    core: str,
-    examples: Path,
-    limit: int | None,
-    codec: str | None,
-    max_tokens: int,
-    seed: int,
-    until: float,
-) -> WirePart:
-    """The default decode of the sample folder's questions on the default pair."""
-    from ssd_bench import wire as suite
-    from ssd_bench.folder import read_questions
-    from ssd_bench.pair import open_pair
-    from ssd_bench.wire_report import Part
-
-    pair = open_pair(home, expert=expert, core=core)
-    spec = pair.core.spec
-    chans = suite.channels(pair.weights, spec.vocab, default=codec)
-    questions, tokens, asked = read_questions(examples / "questions.jsonl")[:limit], 0, 0
-    with progress("decode", len(questions)) as advance:
-        for i, question in enumerate(questions):
-            if asked and time.monotonic() >= until:
-                break
-            contexts = pair.contexts(question.question, answer_room=max_tokens)
-            ids = (contexts.core_ids, contexts.expert_ids)
-            tokens += suite.decode_once(pair, *ids, chans, seed=seed + i, max_tokens=max_tokens)
-            suite.reference_change(pair, *ids, pair.tokenizer.encode(question.answer), chans)
-            asked += 1
-            advance()
-    about = f"{asked} questions about the sample folder, client defaults, {tokens} tokens in all. {pair.about}"
-    block = pair.params("diffusion", max_tokens=max_tokens, projection="sample").block
-    return Part("Default decode", about, block, spec.vocab, chans)
-
-
-def _wire_synthetic(codec: str | None, passes: int, seed: int) -> WirePart:
-    """Made-up logits at the sizes of the OPT vocabulary."""
-    from ssd_diffusion.ensemble import Weights
-
-    from ssd_bench import wire as suite
-    from ssd_bench.wire_report import Part
-
-    weights, sizes = Weights(lam=0.5), {"block": suite.SYNTHETIC_BLOCK, "vocab": suite.SYNTHETIC_VOCAB}
-    chans = suite.channels(weights, suite.SYNTHETIC_VOCAB, default=codec)
-    with progress("synthetic", passes) as advance:
-        nats = suite.synthetic(chans, weights=weights, passes=passes, seed=seed, advance=advance, **sizes)
-    about = f"Made-up logits of core and expert, lambda .5; the fused rows have {nats:.2f} nats of entropy on average."
-    return Part("Synthetic logits", about, channels=chans, **sizes)
+    options = suite.Options(
+        home=home, expert=expert, core=core, examples=examples, limit=limit, codec=codec,
+        max_tokens=max_tokens, passes=passes, seed=seed, synthetic_only=synthetic_only, max_minutes=max_minutes,
+        out=out, results=results,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
 
 
 @app.command()
@@ -206,42 +120,13 @@ def floor(
     as_json: AsJson = False,
 ) -> None:
     """Held-out nats a byte: an n-gram model on the same text, the autoregressive base, the adapted model's S1."""
-    from ssd_cloud.models import load, resolve
-    from ssd_diffusion.packaged import ensure
-    from ssd_diffusion.tokenizer import Tokenizer
+    from ssd_bench import floor_run as suite
 
-    from ssd_bench import floor as suite
-    from ssd_bench import floor_report as report
-    from ssd_bench.kneser_ney import KneserNey
-
-    started, root = time.monotonic(), home or default_home()
-    names = sorted(path.name.removesuffix("-heldout.jsonl") for path in data.glob("*-heldout.jsonl"))
-    if not names:
-        raise ValueError(f"{data} holds no *-heldout.jsonl; write them with: python -m ssd_cloud.data_public OUT")
-    folder = resolve(core, root)
-    tokenizer = Tokenizer.load(folder)
-    console.print("counting n-grams ...")
-    train = suite.stream(tokenizer, [t for n in names for t in suite.read_corpus(data / f"{n}-train.jsonl")])
-    chosen = [
-        span
-        for name in names
-        for span in suite.spans(
-            tokenizer, name, suite.read_corpus(data / f"{name}-heldout.jsonl"), count=documents, seed=seed
-        )
-    ]
-    ngram = KneserNey(train, vocab=tokenizer.vocab, order=order)
-    base = suite.causal_scorer(ensure(root / "bench", weights=root / "bench" / "no-adapter"))
-    engine = load(folder, slots=1, batch_width=1, threads=None)
-    with progress("floor", len(chosen)) as advance:
-        scores = suite.measure(chosen, ngram=ngram, base=base, adapted=engine, advance=advance)
-    seconds, about = time.monotonic() - started, f"Model {engine.spec.model_id}."
-    content = report.to_json(scores, about=about, seconds=seconds, seed=seed, train_tokens=len(train))
-    text = report.markdown(scores, about=about, seconds=seconds, train_tokens=len(train))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "floor.md").write_text(text, encoding="utf-8")
-    write_json(out / "floor.json", content)
-    merge(results, report.result_rows(scores))
-    _finish(content, text, as_json)
+    options = suite.Options(
+        data=data, home=home or default_home(), core=core, documents=documents, order=order, seed=seed,
+        out=out, results=results,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
 
 
 @app.command()
@@ -261,46 +146,20 @@ def acceptance(
     as_json: AsJson = False,
 ) -> None:
     """Tokens a pass against judged likelihood, for grids and entropy budgets; what the defaults are chosen by."""
-    from ssd_cloud.models import load, resolve
-    from ssd_diffusion.packaged import ensure
-    from ssd_diffusion.sampler import DecodeParams
-    from ssd_diffusion.tokenizer import Tokenizer
+    from ssd_bench import acceptance_run as suite
 
-    from ssd_bench import acceptance as suite
-    from ssd_bench.floor import causal_scorer
-    from ssd_bench.machine import describe
-
-    started, root = time.monotonic(), home or default_home()
-    folder = resolve(core, root)
-    engine = load(folder, slots=1, batch_width=1, threads=None)
-    judge = causal_scorer(ensure(root / "bench", weights=root / "bench" / "no-adapter"))
-    spec = engine.spec
-    params = DecodeParams(
-        block=min(block, spec.max_block), grid=spec.grid, max_tokens=max_tokens, temperature=0.7, eos_ids=spec.eos_ids
-    )
-    chosen = suite.settings(steps or (1, len(spec.grid)), budget or (0.05, 0.2, 0.5))
-    prompts = suite.PROMPTS[:limit]
-    with progress("acceptance", len(prompts) * len(chosen)) as advance:
-        samples = suite.measure(
-            engine, Tokenizer.load(folder), judge, chosen, prompts=prompts, params=params, seed=seed, advance=advance
-        )
-    rows, seconds = suite.summary(samples), time.monotonic() - started
-    machine, about = (
-        describe(),
-        f"Model {spec.model_id}, temperature 0.7, top-p 0.9, block {params.block}, seed {seed}.",
-    )
-    text = suite.markdown(rows, about=about, machine=machine, seconds=seconds)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "acceptance.md").write_text(text, encoding="utf-8")
-    merge(results, suite.result_rows(rows))
-    _finish({"rows": rows, "about": about, "machine": machine, "seconds": seconds}, text, as_json)
+    options = suite.Options(
+        home=home or default_home(), core=core, steps=steps or (), budgets=budget or (), limit=limit,
+        max_tokens=max_tokens, block=block, seed=seed, out=out, results=results,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
 
 
-def _finish(content: object, text: str, as_json: bool) -> None:
+def _show(outcome: Outcome, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(outcome.content, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(outcome.text)
 
 
 def main() -> None:

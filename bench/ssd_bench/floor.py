@@ -141,6 +141,20 @@ def scorer(engine: Engine, context: I32) -> Callable[[], AbstractContextManager[
     return opened
 
 
+def base_scorer(home: Path) -> Callable[[I32, I32], float]:
+    """`causal_scorer` of the packaged decoder as it was before any adaptation.
+
+    Args:
+        home: folder of models; the decoder is kept in its bench/.
+
+    Raises:
+        InvalidModel: the packaged decoder cannot be read.
+    """
+    from ssd_diffusion.packaged import ensure
+
+    return causal_scorer(ensure(home / "bench", weights=home / "bench" / "no-adapter"))
+
+
 def causal_scorer(folder: Path) -> Callable[[I32, I32], float]:
     """Minus the log-probability of tokens after a context, by a plain causal pass of the backbone in a model folder.
 
