@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from ssd_client.errors import BadInput, PersonalizeError, StoreError, UsageError
 from ssd_client.index import Index
 from ssd_client.onnx_engine import OnnxEngine
 from ssd_client.personalize import Event, PersonalizeOptions, personalize, run
-from ssd_client.personalize.corpus import build_corpus, reading_pairs, training_rows
+from ssd_client.personalize.corpus import Unit, build_corpus, reading_pairs, training_rows
+from ssd_client.personalize.options import STAGES
+from ssd_client.personalize.sample import TOKENS, Sample, sample
 from ssd_client.personalize.weights import Stretch, choose, first_position_logits, score
 from ssd_client.store import Store
 from ssd_diffusion.ensemble import Ensemble, Weights
@@ -68,7 +71,7 @@ def test_a_folder_becomes_an_expert_and_only_what_changed_is_read_again(tmp_path
     events: list[Event] = []
     card = personalize(options(documents, base, int8=True), home=tmp_path / "home", progress=events.append)
     assert [e.stage for e in events if e.fraction == 1.0][-1] == "done"
-    assert {e.stage for e in events} == {"base", "ingest", "index", "train", "select", "export", "register", "done"}
+    assert {e.stage for e in events} == set(STAGES)
     assert card.documents == len(TOPICS)
     assert card.heldout_before is not None
     assert card.heldout_after is not None
@@ -77,6 +80,10 @@ def test_a_folder_becomes_an_expert_and_only_what_changed_is_read_again(tmp_path
     assert card.calibration["reported"].keys() == {"core", "expert", "ensemble"}
     assert card.calibration["agreement"][0]["greedy"] == 1.0
     assert card.calibration["precision"] == "fp32"
+    shown = next(e.detail for e in events if e.stage == "sample" and e.detail)
+    assert shown == card.calibration["sample"]
+    assert (documents / shown["document"]).read_text().startswith(shown["opening"] + shown["goes_on"][:20])
+    assert shown["tokens"] > 0
     store = Store(tmp_path / "home")
     folder = store.open("mine", full=True)
     assert {
@@ -323,6 +330,54 @@ def test_an_expert_that_knows_more_gets_more_weight(base: Path) -> None:
     assert choice.reported["ensemble"] >= choice.reported["core"]
     flipped = choose(knowing, core, held, held)
     assert (flipped.lam, flipped.alone) == (0.0, False)
+
+
+def test_a_held_out_text_is_continued_before_and_after(base: Path) -> None:
+    """Greedy from the first open position: token for token what the argmax of the one-pass logits gives."""
+    tokenizer = Tokenizer.load(base)
+    before, spec = load(base)
+    after, _ = load(base)
+    with torch.no_grad():
+        for p in after.causal.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    short = Unit("a.md", "a", "", np.arange(40, 70, dtype=np.int32))
+    unit = Unit("b.md", "b", "", tokenizer.encode("The pumps of house 3 are counted, and Ms Pump signs for them. " * 3))
+    found = sample(before, after, spec, tokenizer, [short, unit], 60.0)
+    assert isinstance(found, Sample)
+    assert found.document == "b.md"
+    opening = unit.ids[: len(tokenizer.encode(found.opening))]
+    assert found.opening + found.goes_on == tokenizer.decode(unit.ids[: len(opening) + TOKENS])
+    for model, text in ((before, found.before), (after, found.after)):
+        ids: list[int] = []
+        while len(ids) < TOKENS and not (ids and ids[-1] in tokenizer.eos_ids):
+            context = np.concatenate([opening, np.array(ids, np.int32)])
+            ids.append(int(first_position_logits(model, context, np.zeros(1, np.int32))[0].argmax()))
+        assert text == tokenizer.decode(ids)
+    assert found.before != found.after
+    mail = Unit("m.mbox#1", "m", f"From: a@b.c\nTo: d@e.f\nSubject: Pumps\n\n{'They are counted. ' * 20}", unit.ids)
+    found = sample(before, after, spec, tokenizer, [mail], 60.0)
+    assert isinstance(found, Sample)
+    assert found.opening.startswith("Subject: Pumps")
+
+
+def test_nothing_is_continued_without_text_or_time(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.load(base)
+    model, spec = load(base)
+    unit = Unit("a.md", "a", "", np.arange(40, 120, dtype=np.int32))
+    for report, seconds, words in (
+        ([], 9.0, "no text was held out"),
+        ([Unit("b.md", "b", "", unit.ids[:9])], 9.0, "too short"),
+        ([unit], 0.5, "no time left"),
+    ):
+        found = sample(model, model, spec, tokenizer, report, seconds)
+        assert words in str(found.as_json()["reason"])
+    ticks = iter(range(100))
+    monkeypatch.setattr("ssd_client.personalize.sample.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    found = sample(model, model, spec, tokenizer, [unit], 12.0)
+    assert isinstance(found, Sample)
+    assert found.tokens == 12
+    found = sample(model, model, spec, tokenizer, [unit], 3.0)
+    assert "not enough" in str(found.as_json()["reason"])
 
 
 def test_an_interrupt_passes_through_and_the_work_stays(tmp_path: Path, base: Path) -> None:

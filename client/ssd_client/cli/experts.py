@@ -49,6 +49,7 @@ def list_experts(json: Annotated[bool, JSON] = False) -> None:
 
 def show(name: Annotated[str, typer.Argument(help="Name of the expert.")], json: Annotated[bool, JSON] = False) -> None:
     """Show an expert's model card."""
+    from ssd_client.cli.personalize_card import sample_panel, score_grid
     from ssd_client.cli.screen import OUT, facts, print_json
 
     store = _store()
@@ -57,6 +58,10 @@ def show(name: Annotated[str, typer.Argument(help="Name of the expert.")], json:
         print_json(asdict(card))
         return
     OUT.print(facts(_card_rows(card, str(store.open(name)))))
+    for part in (score_grid(card), sample_panel(card)):
+        if part is not None:
+            OUT.print()
+            OUT.print(part)
 
 
 def rm(
@@ -128,6 +133,7 @@ def _nats(value: float | None) -> str:
 
 
 def _card_rows(card: ExpertCard, folder: str) -> list[tuple[str, str | Text]]:
+    from ssd_client.cli.personalize_card import calibration_rows, training_rows
     from ssd_client.cli.screen import bytes_text
 
     return [
@@ -136,12 +142,12 @@ def _card_rows(card: ExpertCard, folder: str) -> list[tuple[str, str | Text]]:
         ("made", card.created),
         ("documents", f"{card.documents}, fingerprint {card.data_fingerprint[:16]}"),
         (
-            "held-out",
-            f"{_nats(card.heldout_before) or '-'} before, {_nats(card.heldout_after) or '-'} after (S2, nats)",
+            "held-out loss",
+            f"{_nats(card.heldout_before) or '-'} before, {_nats(card.heldout_after) or '-'} after "
+            "  (S2, nats a token; lower is better)",
         ),
-        ("lambda, alpha", f"{card.lam:g}, {card.alpha:g}"),
-        ("training", ", ".join(f"{key} {value}" for key, value in card.hyperparameters.items()) or "-"),
-        ("calibration", ", ".join(f"{key} {value}" for key, value in card.calibration.items()) or "-"),
+        *calibration_rows(card),
+        *training_rows(card),
         ("size", bytes_text(card.size_bytes)),
         ("folder", folder),
     ]

@@ -13,22 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
+from ssd_client.cli.personalize_card import STAGE_TITLES, plain, sample_panel
 from ssd_client.cli.screen import ERR, OUT, bytes_text, facts
 
 if TYPE_CHECKING:
     from ssd_client.personalize.options import Event
     from ssd_client.store import ExpertCard
 
-_TITLES = {
-    "base": "base model",
-    "ingest": "documents",
-    "index": "index",
-    "train": "learning",
-    "select": "weighing",
-    "export": "writing",
-    "register": "storing",
-    "done": "done",
-}
 _MOST_SKIPPED = 50
 
 
@@ -80,16 +71,17 @@ class View:
             self._progress.remove_task(self._tasks.pop("start"))
         if event.detail and "s2" not in event.detail:
             self.details[event.stage] = dict(event.detail)
-        title = _TITLES.get(event.stage, event.stage)
+        title = STAGE_TITLES.get(event.stage, event.stage)
         if event.stage != "done":
             self._bar(event.stage, title, event.fraction, _note(event))
         if event.message and event.message not in self._said:
             self._said.add(event.message)
             self._print(f"{title}: {event.message}")
-            self._skipped(event.detail)
+            if event.stage == "ingest":
+                self._skipped(event.detail)
 
     def result(self, card: ExpertCard) -> None:
-        """The table at the end."""
+        """The table at the end, and a held-out text as base and expert continue it."""
         before, after = card.heldout_before, card.heldout_after
         rows: list[tuple[str, str | Text]] = [("expert", card.name), ("made from", f"{card.documents} documents")]
         if before is not None and after is not None:
@@ -105,6 +97,10 @@ class View:
             rows.append(("time", f"{seconds['all']:.0f} s"))
         rows.append(("ask it", f'ssd-client generate --expert {card.name} "..."'))
         OUT.print(facts(rows))
+        shown = sample_panel(card)
+        if shown is not None:
+            OUT.print()
+            OUT.print(shown)
 
     def _bar(self, key: str, title: str, fraction: float, note: str) -> None:
         if self._progress is None:
@@ -126,7 +122,7 @@ class View:
     def _skipped(self, detail: Mapping[str, Any]) -> None:
         left_out = detail.get("skipped", [])
         for path, reason in left_out[:_MOST_SKIPPED]:
-            self._print(f"  left out {path}: {reason}")
+            self._print(f"  left out {plain(str(path))}: {plain(str(reason))}")
         if len(left_out) > _MOST_SKIPPED:
             self._print(f"  and {len(left_out) - _MOST_SKIPPED} more (--json names them all)")
 

@@ -44,13 +44,16 @@ from ssd_client.personalize import learn, weights
 from ssd_client.personalize.corpus import Corpus, Unit, build_corpus, evaluation_stream, training_rows
 from ssd_client.personalize.encoder_export import ensure_encoder
 from ssd_client.personalize.options import Event, OnEvent, PersonalizeOptions, Stage
+from ssd_client.personalize.sample import NoSample, Sample, sample
 from ssd_client.store import ExpertCard, Store, check_name
 
 RUN_FILE = "run.json"
 _FORMAT = 1
 _NOTES = 3
 _NOTES_CHARS = 900
-_RESERVE_MINUTES = 2.5  # of max_minutes, for selection and export
+_RESERVE_MINUTES = 2.5  # of max_minutes, for selection, sample and export
+_SAMPLE_S = 10.0
+_SAMPLE_SHARE = 0.25  # of the time that is left: the export comes after it
 
 
 def personalize(options: PersonalizeOptions, *, home: Path, progress: OnEvent = lambda _: None) -> ExpertCard:
@@ -130,11 +133,12 @@ class _Run:
             core, _ = load(base)
             learned = self._learn(base, core, spec, corpus, tokenizer, read)
             choice = self._select(core, learned.model, corpus, tokenizer, index)
+            shown = self._sample(core, learned.model, spec, corpus, tokenizer)
             del core
             staging = self.store.staging()
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
             exported = self._export(learned, spec, base, staging, corpus)
-            return self._register(staging, base, spec, read, index, learned, choice, exported)
+            return self._register(staging, base, spec, read, index, learned, choice, shown, exported)
 
     def _tell(self, stage: Stage, fraction: float, message: str = "", **more: Any) -> None:
         self.progress(Event(stage=stage, fraction=min(1.0, max(0.0, fraction)), message=message, **more))
@@ -262,6 +266,16 @@ class _Run:
             self._tell("select", 1.0, f"lambda {choice.lam:g}, alpha {choice.alpha:g}", detail=choice.as_json())
         return choice
 
+    def _sample(
+        self, core: Ssd2Model, model: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer
+    ) -> Sample | NoSample:
+        with self._stage("sample", "letting base and expert continue a text that neither has learned"):
+            left_s = self.options.max_minutes * 60 - (time.monotonic() - self.started_s)
+            shown = sample(core, model, spec, tokenizer, corpus.report, min(_SAMPLE_S, _SAMPLE_SHARE * left_s))
+            told = f"nothing to show: {shown.reason}" if isinstance(shown, NoSample) else ""
+            self._tell("sample", 1.0, told, detail=shown.as_json())
+        return shown
+
     def _export(self, learned: _Learned, spec: ModelSpec, base: Path, staging: Path, corpus: Corpus) -> _Exported:
         with self._stage("export", "writing the expert for onnxruntime"):
             adapter = staging / "adapter"
@@ -289,7 +303,7 @@ class _Run:
 
     def _register(
         self, staging: Path, base: Path, spec: ModelSpec, read: _Read, index: Index, learned: _Learned,
-        choice: weights.Choice, exported: _Exported,
+        choice: weights.Choice, shown: Sample | NoSample, exported: _Exported,
     ) -> ExpertCard:  # fmt: skip
         with self._stage("register", "putting the expert into the store"):
             index.export(staging)
@@ -302,7 +316,7 @@ class _Run:
                 calibration=_finite({
                     "by": "S1 on held-out text, base model as core, on this device", **choice.as_json(),
                     "heldout_before": learned.before, "heldout_after": learned.after,
-                    "precision": exported.use,
+                    "sample": shown.as_json(), "precision": exported.use,
                     "agreement": [
                         {"precision": a.precision, "rms_error_nats": a.rms_error, "max_error": a.max_error,
                          "greedy": a.greedy, "kept": a.ok} for a in exported.agreement
