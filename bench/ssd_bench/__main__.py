@@ -1,7 +1,8 @@
 """`python -m ssd_bench SUITE`: the one entry point of the benchmarks.
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
-does with them is its run: `ensemble_run`, `wire_run`, `floor_run`, `acceptance_run`.
+does with them is its run: `ensemble_run`, `wire_run`, `floor_run`, `acceptance_run`,
+`personalize_run`.
 """
 
 from __future__ import annotations
@@ -152,6 +153,25 @@ def acceptance(
         home=home or default_home(), core=core, steps=steps or (), budgets=budget or (), limit=limit,
         max_tokens=max_tokens, block=block, seed=seed, out=out, results=results,
     )  # fmt: skip
+    _show(suite.run(options), as_json)
+
+
+@app.command()
+def personalize(
+    home: Home = None,
+    core: Core = "packaged",
+    examples: Examples = Path("examples"),
+    steps: Annotated[int, typer.Option(min=7, help="Training steps to time.")] = 9,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """A training step in bfloat16 against float32, by turns."""
+    from ssd_bench import personalize_run as suite
+
+    options = suite.Options(
+        home=home or default_home(), core=core, examples=examples, steps=steps, out=out, results=results
+    )
     _show(suite.run(options), as_json)
 
 
