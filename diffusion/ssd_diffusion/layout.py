@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from ssd_kernels.simplex import renoise_embed
 from ssd_kernels.types import F32, I32, I64, Bool, TokenSets
 
@@ -84,6 +83,10 @@ class InputMaps:
         """The anchor and accepted positions: E[token] + W_time(0). [n, H]"""
         return self.embed(tokens) + self.w_time_bias
 
+    def means(self, block: int) -> F32:
+        """A fresh mean of E at every position: the self-conditioning where there was no pass before. [B, H]"""
+        return np.broadcast_to(self.mean, (block, len(self.mean))).astype(np.float32)
+
     def embed_window(
         self, window: Window, conditioning: F32, *, simplex_k: float = SIMPLEX_K, schedule_s: float = SCHEDULE_S
     ) -> F32:
@@ -117,19 +120,3 @@ class InputMaps:
         clean = np.flatnonzero(u == 0.0)
         out[clean] = self.embed_clean(window.w_hat.ids[window.w_hat.offsets[clean]])
         return out
-
-
-def shift_conditioning(previous: F32 | None, moved: int, block: int, mean: F32) -> F32:
-    """Self-conditioning of a pass: the outcome of the pass before, moved to where the window is now. [B, H]
-
-    Args:
-        previous: softmax(logits) E per position of the pass before, or None. [B', H]
-        moved: by how many positions the window has slid since.
-        block: B.
-        mean: what stands where there was no position before. [H]
-    """
-    out: NDArray[np.float32] = np.broadcast_to(mean, (block, len(mean))).astype(np.float32)
-    if previous is not None:
-        kept = previous[max(moved, 0) :][:block]
-        out[: len(kept)] = kept
-    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ssd_diffusion.layout import InputMaps, pass_layout, shift_conditioning
+from ssd_diffusion.layout import InputMaps, pass_layout
 from ssd_diffusion.schedule import alpha_bar
 from ssd_diffusion.window import Window
 from ssd_kernels.simplex import renoise_f64
@@ -74,11 +74,10 @@ def test_every_position_enters_by_its_own_level() -> None:
     np.testing.assert_allclose(found, want, atol=2e-5)
 
 
-def test_self_conditioning_moves_with_the_window() -> None:
-    mean = np.array([9.0], np.float32)
-    before = np.array([[1.0], [2.0], [3.0]], np.float32)
-    assert shift_conditioning(None, 2, 3, mean)[:, 0].tolist() == [9, 9, 9]
-    assert shift_conditioning(before, 0, 3, mean)[:, 0].tolist() == [1, 2, 3]
-    assert shift_conditioning(before, 2, 3, mean)[:, 0].tolist() == [3, 9, 9]
-    assert shift_conditioning(before, 5, 3, mean)[:, 0].tolist() == [9, 9, 9]
-    assert shift_conditioning(before, 0, 2, mean)[:, 0].tolist() == [1, 2]
+def test_without_a_pass_before_the_mean_stands_everywhere() -> None:
+    mean = np.array([9.0, 7.0], np.float32)
+    maps = InputMaps(table=np.ones((3, 2), np.float32), mean=mean, w_diff=np.eye(2), w_time=mean, w_time_bias=mean)
+    found = maps.means(3)
+    assert found.tolist() == [[9, 7]] * 3
+    found[0] = 0
+    assert mean.tolist() == [9, 7]

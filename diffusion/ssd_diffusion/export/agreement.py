@@ -17,7 +17,7 @@ from ssd_kernels.types import F32, I32, TokenSets
 
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.export.names import GRAPHS, Precision, cache_shape, input_names
-from ssd_diffusion.layout import InputMaps, PassLayout, pass_layout, shift_conditioning
+from ssd_diffusion.layout import InputMaps, PassLayout, pass_layout
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.window import Window
 
@@ -104,7 +104,7 @@ def _both(model: Ssd2Model, session: Any, maps: InputMaps, context: I32, window:
     step = pass_layout(cached, pending, window.u)
     second = np.concatenate([
         maps.embed(context[cached:-1]), maps.embed_clean(context[-1:]),
-        maps.embed_window(window, shift_conditioning(None, 0, block, maps.mean)),
+        maps.embed_window(window, maps.means(block)),
     ])  # fmt: skip
     rows = np.arange(pending, pending + block)
     shape = cache_shape(model)

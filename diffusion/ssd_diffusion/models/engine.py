@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,29 +18,12 @@ from ssd_kernels.types import F32, I32, TokenSets
 from torch import Tensor
 
 from ssd_diffusion.engine import ModelSpec
-from ssd_diffusion.errors import ContextOverflow, InvalidStep
 from ssd_diffusion.models.ssd2 import Ssd2Model, pass_layout
 from ssd_diffusion.schedule import alpha_bar
+from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.window import Window
 
 _KEY_BUCKET = 64
-_PREFILL_CHUNK = 256
-
-
-@dataclass(slots=True)
-class _Slot:
-    """What a slot holds: tokens, cached keys and values, self-conditioning before and after the last step."""
-
-    tokens: list[int] = field(default_factory=list)
-    cached: int = 0
-    kv: Tensor | None = None
-    passes: int = 0
-    last_step: int = -1
-    cached_before: int = 0
-    sc_in: Tensor | None = None
-    sc_in_start: int = 0
-    sc_out: Tensor | None = None
-    sc_out_start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +31,12 @@ class _Row:
     """One row of a group: a slot with its window, and the padded shape that follows from them."""
 
     index: int
-    slot: _Slot
+    slot: Slot[Tensor]
     window: Window | None
     shape: tuple[int, int, int]
 
 
-class TorchEngine:
+class TorchEngine(SlotEngine[Tensor]):
     """`ssd_diffusion.engine.Engine` over an `Ssd2Model`."""
 
     def __init__(self, model: Ssd2Model, spec: ModelSpec, *, slots: int = 8, batch_width: int = 1) -> None:
@@ -65,23 +48,12 @@ class TorchEngine:
             slots: how many slots there are.
             batch_width: rows of every forward pass; fewer are padded, more are cut into groups.
         """
+        super().__init__(spec, slots)
         self.model = model.eval()
-        self._spec = spec
-        self._slots = [_Slot() for _ in range(slots)]
         self.batch_width = batch_width
         self._device = model.w_diff.weight.device
         self._dtype = model.w_diff.weight.dtype
         self._table: F32 = model.table.detach().float().cpu().contiguous().numpy()
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What the model is."""
-        return self._spec
-
-    @property
-    def slots(self) -> int:
-        """How many slots there are."""
-        return len(self._slots)
 
     def prefill(self, slots: Sequence[int], contexts: Sequence[I32]) -> None:
         """Reset the slots and read their contexts, all but the last token.
@@ -89,22 +61,10 @@ class TorchEngine:
         Raises:
             ContextOverflow: a context is longer than the spec allows, or empty.
         """
-        for context in contexts:
-            if not 1 <= len(context) <= self._spec.max_context:
-                raise ContextOverflow(
-                    f"the context has {len(context)} tokens; this model takes 1 to {self._spec.max_context}"
-                )
-        for number, context in zip(slots, contexts, strict=True):
-            self._slots[number] = _Slot(tokens=[int(t) for t in context])
-        waiting = [self._slots[n] for n in slots]
+        waiting = self._reset(slots, contexts)
         while waiting:
-            self._run([self._row(i, slot, None, limit=_PREFILL_CHUNK) for i, slot in enumerate(waiting)])
-            waiting = [slot for slot in waiting if len(slot.tokens) - 1 - slot.cached > 0]
-
-    def commit(self, slots: Sequence[int], tokens: Sequence[I32]) -> None:
-        """Append clean tokens to the contexts; they are computed in the next pass."""
-        for number, ids in zip(slots, tokens, strict=True):
-            self._slots[number].tokens.extend(int(t) for t in ids)
+            self._run([self._row(i, slot, None, limit=PREFILL_CHUNK) for i, slot in enumerate(waiting)])
+            waiting = [slot for slot in waiting if slot.pending > 0]
 
     def step(self, slots: Sequence[int], windows: Sequence[Window]) -> list[F32]:
         """Denoise one window per slot; see `ssd_diffusion.engine.Engine.step`.
@@ -115,9 +75,8 @@ class TorchEngine:
         """
         rows = []
         for i, (number, window) in enumerate(zip(slots, windows, strict=True)):
-            slot = self._slots[number]
-            self._check(slot, len(window.u))
-            _begin_step(slot, window)
+            slot = self._ready(number, len(window.u))
+            slot.begin(window)
             rows.append(self._row(i, slot, window))
         found = self._run(rows)
         return [found[i] for i in range(len(rows))]
@@ -129,42 +88,12 @@ class TorchEngine:
             ContextOverflow: the context is full.
             InvalidStep: a slot without a context.
         """
-        rows = []
-        for i, number in enumerate(slots):
-            slot = self._slots[number]
-            self._check(slot, 0)
-            rows.append(self._row(i, slot, None))
+        rows = [self._row(i, self._ready(number, 0), None) for i, number in enumerate(slots)]
         found = self._run(rows, want_next=True)
         return [found[i] for i in range(len(rows))]
 
-    def release(self, slots: Sequence[int]) -> None:
-        """Forget the slots' contexts and state."""
-        for number in slots:
-            self._slots[number] = _Slot()
-
-    def slot_bytes(self, slot: int) -> int:
-        """Bytes of cache and self-conditioning that the slot holds now."""
-        held = self._slots[slot]
-        tensors = [t for t in (held.kv, held.sc_in, held.sc_out) if t is not None]
-        return sum(t.numel() * t.element_size() for t in tensors) + 8 * len(held.tokens)
-
-    def forward_passes(self, slot: int) -> int:
-        """Forward passes since the slot's prefill, its own passes included."""
-        return self._slots[slot].passes
-
-    def _check(self, slot: _Slot, block: int) -> None:
-        if not slot.tokens:
-            raise InvalidStep("the slot holds no context; prefill it first")
-        if len(slot.tokens) + block > self._spec.max_context:
-            raise ContextOverflow(
-                f"context and window come to {len(slot.tokens) + block} tokens; this model takes "
-                f"{self._spec.max_context}"
-            )
-
-    def _row(self, index: int, slot: _Slot, window: Window | None, limit: int | None = None) -> _Row:
-        pending = len(slot.tokens) - 1 - slot.cached
-        if limit is not None:
-            pending = min(pending, limit)
+    def _row(self, index: int, slot: Slot[Tensor], window: Window | None, limit: int | None = None) -> _Row:
+        pending = slot.pending if limit is None else min(slot.pending, limit)
         past = -(-slot.cached // _KEY_BUCKET) * _KEY_BUCKET
         padded = 1 << (pending - 1).bit_length() if pending > 0 else 0
         return _Row(index, slot, window, (past, padded, 0 if window is None else len(window.u)))
@@ -185,7 +114,7 @@ class TorchEngine:
         if block == 0 and pending_length == 0 and not want_next:
             return {}
         filled = rows + [rows[0]] * (self.batch_width - len(rows))
-        counts = [min(len(r.slot.tokens) - 1 - r.slot.cached, pending_length) for r in filled]
+        counts = [min(r.slot.pending, pending_length) for r in filled]
         inputs, u = self._inputs(filled, counts, pending_length, block)
         layout = pass_layout(
             torch.tensor([r.slot.cached for r in filled], device=self._device),
@@ -254,53 +183,32 @@ class TorchEngine:
         return out
 
     def _conditioning(self, row: _Row) -> Tensor:
-        """Incoming self-conditioning, shifted by what was committed since; the mean of E past its end. [B, H]"""
+        """Incoming self-conditioning of the row's window. [B, H]"""
         assert row.window is not None
-        block = len(row.window.u)
-        out = self.model.mean_embedding.expand(block, -1).clone()
-        if row.slot.sc_in is not None:
-            shift = row.window.start - row.slot.sc_in_start
-            kept = row.slot.sc_in[max(shift, 0) :][:block]
-            out[: len(kept)] = kept
-        return out
+        means = self.model.mean_embedding.expand(len(row.window.u), -1).clone()
+        return row.slot.conditioning(means, row.window.start)
 
     def _past(self, rows: list[_Row], length: int) -> Tensor | None:
         if length == 0:
             return None
-        held = []
-        for row in rows:
-            assert row.slot.kv is not None
-            held.append(row.slot.kv[:, :, :, :length])
+        held = [row.slot.cache[0][:, :, :, :length] for row in rows]
         return held[0].unsqueeze(2) if len(held) == 1 else torch.stack(held, dim=2)
 
-    def _absorb(self, slot: _Slot, new: Tensor) -> None:
+    def _absorb(self, slot: Slot[Tensor], new: Tensor) -> None:
+        """Put keys and values after those that the slot's cache holds. [layers, 2, heads, tokens, width]"""
         count = new.shape[-2]
         if count == 0:
             return
         need = slot.cached + count
-        room = 0 if slot.kv is None else slot.kv.shape[-2]
+        room = slot.cache[0].shape[-2] if slot.cache else 0
         if need > room:
-            grown = torch.zeros(*new.shape[:3], _room(need, room), new.shape[-1], dtype=new.dtype, device=new.device)
-            if slot.kv is not None:
-                grown[:, :, :, : slot.cached] = slot.kv[:, :, :, : slot.cached]
-            slot.kv = grown
-        assert slot.kv is not None
-        slot.kv[:, :, :, slot.cached : need] = new
+            length = cache_length(need, room, _KEY_BUCKET)
+            grown = torch.zeros(*new.shape[:3], length, new.shape[-1], dtype=new.dtype, device=new.device)
+            for held in slot.cache:
+                grown[:, :, :, : slot.cached] = held[:, :, :, : slot.cached]
+            slot.cache = [grown]
+        slot.cache[0][:, :, :, slot.cached : need] = new
         slot.cached = need
-
-
-def _room(need: int, room: int) -> int:
-    """Cache length to make: at least half as much again, in whole buckets."""
-    return -(-max(need, room + room // 2) // _KEY_BUCKET) * _KEY_BUCKET
-
-
-def _begin_step(slot: _Slot, window: Window) -> None:
-    """Take the last step's outcome as this one's input, or go back when the same step is asked for again."""
-    if window.step == slot.last_step:
-        slot.cached = slot.cached_before
-        return
-    slot.sc_in, slot.sc_in_start = (slot.sc_out, slot.sc_out_start) if window.step else (None, 0)
-    slot.last_step, slot.cached_before = window.step, slot.cached
 
 
 def _accepted_ids(window: Window) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
