@@ -47,7 +47,7 @@ class Step:
 
 
 def measure(model: Ssd2Model, rows: Rows, *, steps: int, advance: Callable[[], None]) -> list[Step]:
-    """Time `steps` batches in both arithmetics, the order turning from one to the next, after one that only warms up."""
+    """Time `steps` batches in both arithmetics, the order turning each time, after one that only warms up."""
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = []
