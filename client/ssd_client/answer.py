@@ -175,6 +175,8 @@ def answer_secret(home: Path) -> bytes:
 def _only(store: Store) -> str:
     names = [card.name for card in store.list()]
     if not names:
+        for name, reason in store.damaged():
+            raise StoreError(f"expert {name} cannot be used: {reason}")
         raise UsageError("there is no expert yet; make one with: ssd-client personalize DIR --name NAME")
     if len(names) > 1:
         raise UsageError(f"there are several experts; choose one with --expert: {', '.join(names)}")

@@ -8,6 +8,7 @@ Knows nothing about models, retrieval or the wire.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ssd_client.errors import BadInput, UsageError
 
 NOTES_HEADING = "Answer with the help of these notes."
 _MARKS = re.compile(r"\\\[\[|\[\[|\]\]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_PRIVATE_BYTES = 1024 * 1024
 
 
@@ -85,7 +87,8 @@ def parse_prompt(text: str) -> Prompt:
     Raises:
         UsageError: it is empty, or a mark is not closed, opened twice, or leaves nothing public.
     """
-    if not text.strip():
+    text = text.encode("utf-8", "replace").decode("utf-8")  # bytes of a command line that are no UTF-8
+    if not _CONTROL.sub("", text).strip():
         raise UsageError("the prompt is empty; write what you want to know")
     public, full, hidden = [], [], []
     inside: str | None = None
@@ -127,16 +130,21 @@ def read_private(value: str) -> str:
         BadInput: the file cannot be read, is not text, or is too large.
     """
     if not value.startswith("@"):
-        return value
-    path = Path(value[1:]).expanduser()
+        return value.encode("utf-8", "replace").decode("utf-8")
+    path = Path(value[1:])
     try:
-        if path.stat().st_size > _MAX_PRIVATE_BYTES:
+        path = path.expanduser()
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe or device may never end
+            raise BadInput(f"{path} is not a plain file; pass its text itself, as --private TEXT")
+        if found.st_size > _MAX_PRIVATE_BYTES:
             raise BadInput(f"{path} is larger than 1 MiB; personalize its folder instead of passing it as context")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text; pass a text file to --private") from error
-    except OSError as error:
-        raise BadInput(f"cannot read {path} ({error.strerror}); pass --private TEXT or --private @FILE") from error
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of nobody; ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read {path} ({reason}); pass --private TEXT or --private @FILE") from error
 
 
 def build_contexts(

@@ -126,6 +126,8 @@ def test_a_damaged_expert_is_named(run, home):
     code, out, err = run("list", "--json")
     assert (code, json.loads(out)) == (0, [])
     assert "expert anna cannot be used" in err
+    code, _, err = run("generate", "hi", "--offline")
+    assert (code, "expert anna cannot be used" in err) == (1, True)
     assert run("doctor")[0] == 1
 
 
@@ -167,6 +169,56 @@ def test_whatever_goes_wrong_is_a_sentence(run, home, monkeypatch, error, code, 
     assert (got, out) == (code, "")
     assert words in err
     assert err.count("\n") == (1 if words else 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate"], "missing argument"),
+        (["nonsense"], "no such command 'nonsense'; see ssd-client --help"),
+        (["generate", "hi", "--steps", "many"], "--steps"),
+        (["generate", "hi", "--bogus\x1b[2J\n"], "no such option"),
+        (["generate", "hi", "--expert", "\x1b[2J\nx"], "cannot be an expert's name"),
+        (["personalize", "/no/\x1b[2J\nsuch", "--name", "x"], "is not a folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_that_the_terminal_only_shows(run, home, arguments, words):
+    code, out, err = run(*arguments)
+    assert (code, out, words in err, err.count("\n")) == (2, "", True, 1), err
+    assert "\x1b" not in err
+
+
+def test_a_question_that_nobody_answers_is_a_no(run, home, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(answer, "generate", fail)
+    code, _, err = run("generate", "hi")
+    assert (code, "nothing was done" in err) == (2, True)
+
+
+def test_what_an_answer_says_to_the_terminal_is_shown_and_not_obeyed():
+    for console in (screen.OUT, screen.ERR):
+        assert isinstance(console, screen.Screen)
+    console = screen.Screen(file=io.StringIO(), force_terminal=True, color_system=None, width=100)
+    view = answer_view.Live(enabled=True, console=console)
+    with view:
+        view.progress(Progress("red \x1b[31m", "\x9b2J\x07", 1, 1, 0.5, None))
+        view._live.refresh()
+    console.print("\x1b]0;title\x07 [bold]x", markup=False, soft_wrap=True)
+    console.print(screen.facts([("passage", "evil\x1b[2J.md")]))
+    said = written(console)
+    assert "[31m" in said
+    assert "evil[2J.md" in said
+    for obeyed in ("\x1b[31m", "\x9b", "\x07", "\x1b]", "\x1b[2J"):
+        assert obeyed not in said
+
+
+def test_json_is_json_on_a_narrow_stdout(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(screen.sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="replace"))
+    screen.print_json({"text": "caf\xe9"})
+    assert json.loads(raw.getvalue()) == {"text": "caf\xe9"}
 
 
 def test_usage(run, home):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,14 @@ def test_marks(text: str, public: str, full: str, hidden: tuple[str, ...]) -> No
     assert parse_prompt(text) == Prompt(public, full, hidden)
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "a [[b", "[[a [[b]] c]]", "[[everything]]", " [[a]] [[b]] "])
+def test_bytes_that_are_no_text_become_question_marks() -> None:
+    assert parse_prompt("caf\udce9 [[\udcff]]!") == Prompt("caf? !", "caf? ?!", ("?",))
+    assert read_private("\udcff") == "?"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  \n", "\x00\x1b \x07", "a [[b", "[[a [[b]] c]]", "[[everything]]", " [[a]] [[b]] "]
+)
 def test_prompts_that_cannot_be_meant(text: str) -> None:
     with pytest.raises(UsageError):
         parse_prompt(text)
@@ -79,3 +87,13 @@ def test_private_text_from_a_file(tmp_path: Path) -> None:
     for bad in (note, large, tmp_path / "none", tmp_path):
         with pytest.raises(BadInput):
             read_private(f"@{bad}")
+
+
+def test_private_text_is_not_awaited_from_pipes_and_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(BadInput, match="not a plain file"):
+            read_private(f"@{path}")
+    for path in ("~nobody-of-that-name/x", "a\0b", str(tmp_path)):
+        with pytest.raises(BadInput, match="cannot read"):
+            read_private(f"@{path}")

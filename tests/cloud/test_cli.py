@@ -92,9 +92,41 @@ def test_bad_input_is_one_sentence_and_exit_2(capsys, arguments, words):
     assert (code, out, words in err, err.count("\n")) == (2, "", True, 1), err
 
 
-@pytest.mark.parametrize("arguments", [["serve", "--max-sessions", "0"], ["serve", "--nonsense"], ["nonsense"]])
-def test_wrong_flags_are_exit_2(capsys, arguments):
-    assert call(capsys, *arguments)[0] == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["serve", "--max-sessions", "0"], "see ssd-cloud serve --help"), (["serve", "--nonsense"], "no such option"),
+     (["nonsense"], "no such command"), (["token", "revoke"], "missing argument"),
+     (["token", "revoke", "\x1b[2J\n"], "token list"), (["plan", "--model", "[/]\x1b[2J"], "no shapes")],
+)  # fmt: skip
+def test_wrong_flags_are_one_line_and_exit_2(capsys, arguments, words):
+    code, out, err = call(capsys, *arguments)
+    assert (code, out, words in err, err.count("\n"), "\x1b" in err) == (2, "", True, 1, False), err
+
+
+def test_names_are_shown_and_neither_read_as_markup_nor_obeyed(capsys, tmp_path):
+    for name in ("[/]", "red\x1b[31m"):
+        token_id = json.loads(call(capsys, "token", "new", "--name", name, "--json")[1])["id"]
+        code, out, _ = call(capsys, "token", "list")
+        assert (code, name.replace("\x1b", "") in out, "\x1b" in out) == (0, True, False)
+        assert call(capsys, "token", "revoke", token_id)[0] == 0
+    (tmp_path / "home" / "models" / "[b]").mkdir(parents=True)
+    (tmp_path / "home" / "models" / "[b]" / "model.json").write_text("{}")
+    code, out, _ = call(capsys, "models")
+    assert (code, "[b]" in out) == (0, True)
+    assert call(capsys, "serve", "--model", "[/b]", "--listen", "127.0.0.1:0")[0] == 1
+
+
+def test_what_nobody_expected_is_a_sentence(capsys, monkeypatch):
+    from ssd_cloud import plan
+
+    for error, words in ((ZeroDivisionError("oops"), "SSD_DEBUG"), (MemoryError(), "memory")):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(plan, "find_gpu", fail)
+        code, out, err = call(capsys, "plan", "--model", "opt-13b")
+        assert (code, out, words in err, err.count("\n")) == (1, "", True, 1)
 
 
 def test_a_missing_model_is_exit_1(capsys):

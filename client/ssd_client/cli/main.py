@@ -24,6 +24,9 @@ def __getattr__(name: str) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
+        from ssd_diffusion.terminal import open_streams
+
+        open_streams()
         code = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -48,27 +51,34 @@ def _run(arguments: list[str] | None) -> int:
 
     from ssd_client.cli.app import app
     from ssd_client.config import default_map, load_config
+    from ssd_client.errors import ConsentNeeded
 
     logging.getLogger("grpc").addHandler(logging.NullHandler())
     logging.getLogger("grpc").propagate = False
     command = typer.main.get_command(app)
     defaults = default_map(command, load_config())
     try:
-        command.main(args=arguments, prog_name="ssd-client", default_map=defaults)
-    except SystemExit as ended:
-        if ended.code == 130:  # typer's own way to say ctrl-C
-            raise KeyboardInterrupt from None
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    return 0
+        ended = command.main(args=arguments, prog_name="ssd-client", default_map=defaults, standalone_mode=False)
+    except SystemExit as pipe:  # typer's own way to say that the reader of our output went away
+        return int(bool(pipe.code))
+    except typer.Abort as error:
+        raise ConsentNeeded("the question was not answered, so nothing was done; agree with --yes") from error
+    if ended == 130:  # typer's own way to say ctrl-C
+        raise KeyboardInterrupt
+    return ended if isinstance(ended, int) else 0
 
 
 def _sentence(error: Exception) -> tuple[str, int]:
     """An error from below, in one sentence, and its exit code."""
+    from ssd_diffusion.errors import ContextOverflow, DiffusionError, InvalidStep
+    from ssd_diffusion.terminal import usage_sentence
+
     from ssd_client.errors import ClientError
 
     if isinstance(error, ClientError):
         return str(error), error.exit_code
-    from ssd_diffusion.errors import ContextOverflow, DiffusionError, InvalidStep
+    if (wrong := usage_sentence(error)) is not None:
+        return wrong, 2
     from ssd_kernels.errors import KernelError
 
     if isinstance(error, ContextOverflow | InvalidStep):
@@ -88,7 +98,10 @@ def _sentence(error: Exception) -> tuple[str, int]:
 
 
 def _say(sentence: str) -> None:
-    sys.stderr.write(f"ssd-client: {sentence}\n")
+    from ssd_diffusion.terminal import printable
+
+    if sentence:  # empty: the help was shown instead
+        sys.stderr.write(f"ssd-client: {' '.join(printable(sentence).splitlines())}\n")
 
 
 def _discard_stdout() -> None:

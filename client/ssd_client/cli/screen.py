@@ -1,25 +1,38 @@
 """Where words go: results to stdout, everything on the way to stderr. One console for each.
 
-Knows nothing about commands.
+Names of files, documents, answers and what a node says are shown and never obeyed. Knows nothing about commands.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+from ssd_diffusion.terminal import printable
 
-OUT = Console(highlight=False)
-ERR = Console(stderr=True, highlight=False)
+
+class Screen(Console):
+    """A console that passes its own control sequences to the terminal and nobody else's."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The parts of a renderable, as `Console.render`, their text without what a terminal obeys."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(printable(part.text), part.style)
+
+
+OUT = Screen(highlight=False)
+ERR = Screen(stderr=True, highlight=False)
 
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=None) + "\n")
+    plain = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
+    sys.stdout.write(json.dumps(value, ensure_ascii=not plain, indent=None) + "\n")
     sys.stdout.flush()
 
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from ssd_diffusion.terminal import printable
 
 from ssd_cloud import __version__, config
 from ssd_cloud.errors import UsageError
@@ -145,7 +147,9 @@ def models(as_json: Json = False) -> None:
     table = Table("name", "family", "V", "B", "context", "model id")
     for one in found:
         state = one.model_id or "(converted at first start)" if not one.ready else one.model_id
-        table.add_row(one.name, one.family, f"{one.vocab:,}", str(one.max_block), f"{one.max_context:,}", state)
+        table.add_row(
+            _text(one.name), one.family, f"{one.vocab:,}", str(one.max_block), f"{one.max_context:,}", _text(state)
+        )
     Console().print(table)
 
 
@@ -200,7 +204,7 @@ def token_list(as_json: Json = False) -> None:
         return
     table = Table("id", "name", "created")
     for record in records:
-        table.add_row(record.id, record.name, record.created)
+        table.add_row(record.id, _text(record.name), record.created)
     Console().print(table)
 
 
@@ -213,18 +217,28 @@ def token_revoke(
     if as_json:
         _print_json({"revoked": record.id})
     else:
-        Console().print(f"Token {record.id} ({record.name}) is revoked.")
+        Console(soft_wrap=True).print(_text(f"Token {record.id} ({record.name}) is revoked."))
 
 
-def run(given: list[str]) -> None:
+def run(given: list[str]) -> int:
     """Run one command; every error leaves as an exception.
 
     Args:
         given: the command line without the program's name.
+
+    Returns:
+        The exit code.
     """
     _register_late(given)
     command = typer.main.get_command(app)
-    command(args=given, prog_name="ssd-cloud", default_map=config.defaults(_known_keys(command)))
+    settings = config.defaults(_known_keys(command))
+    try:
+        ended = command.main(args=given, prog_name="ssd-cloud", default_map=settings, standalone_mode=False)
+    except SystemExit as pipe:  # typer's own way to say that the reader of our output went away
+        return int(bool(pipe.code))
+    if ended == 130:  # typer's own way to say Ctrl-C
+        raise KeyboardInterrupt
+    return ended if isinstance(ended, int) else 0
 
 
 def whole() -> typer.Typer:
@@ -274,7 +288,7 @@ def _tokens() -> Any:
 def _show_plan(made: Any) -> None:
     gb = 1e9
     console = Console()
-    table = Table("what", "value", title=f"{made.model} on {made.gpu}, {made.dtype}", title_justify="left")
+    table = Table("what", "value", title=_text(f"{made.model} on {made.gpu}, {made.dtype}"), title_justify="left")
     table.add_row("parameters", f"{made.parameters / 1e9:.2f} B")
     table.add_row("weights", f"{made.weights_bytes / gb:.1f} GB")
     table.add_row("cache a token", f"{made.cache_bytes_a_token / 1e6:.3f} MB")
@@ -296,6 +310,11 @@ def _show_plan(made: Any) -> None:
         f"Assumes {made.accepted:g} accepted token(s) a pass, every byte read once a pass and arithmetic at full rate: "
         "floors of time, which real kernels reach in part.", style="dim",
     )  # fmt: skip
+
+
+def _text(words: str) -> Text:
+    """Names from files and flags, shown as they are: neither markup nor anything that a terminal obeys."""
+    return Text(printable(words))
 
 
 def _print_json(value: object) -> None:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 from ssd_diffusion.engine import Engine
 from ssd_diffusion.home import home
+from ssd_diffusion.terminal import printable
 
 from ssd_cloud import models
 from ssd_cloud.auth import Authenticator, TokenFile
@@ -81,7 +84,7 @@ def _authenticator(asked: Asked, root: Path) -> tuple[Authenticator, str | None]
 
 def _load(asked: Asked, settings: Settings, root: Path) -> Engine:
     console = Console(stderr=True, quiet=asked.as_json)
-    with console.status(f"Loading {asked.model} ..."):
+    with console.status(Text(printable(f"Loading {asked.model} ..."))):
         path = models.resolve(asked.model, root)
         return models.load(path, slots=settings.max_sessions, batch_width=settings.batch_width, threads=asked.threads)
 
@@ -97,7 +100,8 @@ def _ready(engine: Engine, address: Address, asked: Asked, settings: Settings, s
         return
     console = Console(soft_wrap=True)
     secured = "TLS" if settings.tls_cert else "no TLS"
-    console.print(f"[bold]{spec.model_id}[/] on [bold]{address}[/] ({secured}, V {spec.vocab:,}, B {spec.max_block})")
+    name = escape(printable(spec.model_id))
+    console.print(f"[bold]{name}[/] on [bold]{address}[/] ({secured}, V {spec.vocab:,}, B {spec.max_block})")
     if asked.no_token:
         console.print("Everybody on this machine may use it: it runs without a token.")
     elif shown is None:
