@@ -105,18 +105,31 @@ class InputMaps:
         mixed = np.broadcast_to(self.mean, conditioning.shape).copy()
         partly = np.flatnonzero((u > 0.0) & (u < 1.0))
         if len(partly):
-            noised = renoise_embed(
-                TokenSets.of([window.w_hat.row(int(i)).tolist() for i in partly]),
-                alpha_bar(u[partly], schedule_s).astype(np.float32),
-                self.table,
-                noise_key=window.noise_key,
-                positions=window.positions[partly],
-                step=window.step,
-                block=window.block,
-                k=simplex_k,
-            )
+            noised = embed_noised(window, partly, self.table, simplex_k=simplex_k, schedule_s=schedule_s)
             mixed[partly] = (noised + conditioning[partly]) / 2
         out: F32 = np.asarray(mixed @ self.w_diff.T + u[:, None] * self.w_time + self.w_time_bias, dtype=np.float32)
         clean = np.flatnonzero(u == 0.0)
         out[clean] = self.embed_clean(window.w_hat.ids[window.w_hat.offsets[clean]])
         return out
+
+
+def embed_noised(window: Window, partly: I64, table: F32, *, simplex_k: float, schedule_s: float) -> F32:
+    """softmax(x_t) E at some positions of a window. [n, H]
+
+    Args:
+        window: the window.
+        partly: which of its positions, 0 .. B - 1. [n]
+        table: input embeddings E. [V, H]
+        simplex_k: K of the simplex.
+        schedule_s: s of the cosine schedule.
+    """
+    return renoise_embed(
+        TokenSets.of([window.w_hat.row(int(i)).tolist() for i in partly]),
+        alpha_bar(window.u[partly], schedule_s).astype(np.float32),
+        table,
+        noise_key=window.noise_key,
+        positions=window.positions[partly],
+        step=window.step,
+        block=window.block,
+        k=simplex_k,
+    )

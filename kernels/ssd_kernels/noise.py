@@ -63,6 +63,19 @@ def words(
     return philox4x32(counter, split_key(noise_key), backend="numpy").reshape(len(rows), 4 * quads)
 
 
+def kernel_counter(
+    noise_key: int, positions: I32, *, step: int, block: int, vocab: int, purpose: Purpose = Purpose.NOISE
+) -> tuple[np.uint64, np.uint64, U32, np.uint64, np.uint64]:
+    """The first arguments of a compiled kernel: both key words, positions [B], step and the fourth counter word.
+
+    Raises:
+        InvalidInput: a counter word out of range.
+    """
+    rows = check_counter(positions, step, vocab)
+    k0, k1 = split_key(noise_key)
+    return np.uint64(k0), np.uint64(k1), rows, np.uint64(step), np.uint64(counter_word(purpose, block))
+
+
 def _normals_numpy(x: U32, vocab: int) -> F64:
     """Box-Muller in float64 over the lane pairs (0, 1) and (2, 3)."""
     u = uniforms(x).reshape(len(x), x.shape[1] // 2, 2)
@@ -108,12 +121,9 @@ def normals(
     if resolve(backend) == "numba":
         from ssd_kernels import _numba_noise
 
-        rows = check_counter(positions, step, vocab)
-        out = np.empty((len(rows), vocab), np.float32)
-        k0, k1 = split_key(noise_key)
-        _numba_noise.normal_rows(
-            np.uint64(k0), np.uint64(k1), rows, np.uint64(step), np.uint64(counter_word(purpose, block)), out
-        )
+        counter = kernel_counter(noise_key, positions, step=step, block=block, vocab=vocab, purpose=purpose)
+        out = np.empty((len(positions), vocab), np.float32)
+        _numba_noise.normal_rows(*counter, out)
         return out
     return normals_f64(noise_key, positions, step=step, block=block, vocab=vocab, purpose=purpose).astype(np.float32)
 
@@ -140,12 +150,9 @@ def gumbels(
     if resolve(backend) == "numba":
         from ssd_kernels import _numba_noise
 
-        rows = check_counter(positions, step, vocab)
-        out = np.empty((len(rows), vocab), np.float32)
-        k0, k1 = split_key(noise_key)
-        _numba_noise.gumbel_rows(
-            np.uint64(k0), np.uint64(k1), rows, np.uint64(step), np.uint64(counter_word(purpose, block)), out
-        )
+        counter = kernel_counter(noise_key, positions, step=step, block=block, vocab=vocab, purpose=purpose)
+        out = np.empty((len(positions), vocab), np.float32)
+        _numba_noise.gumbel_rows(*counter, out)
         return out
     return gumbels_f64(noise_key, positions, step=step, block=block, vocab=vocab, purpose=purpose).astype(np.float32)
 

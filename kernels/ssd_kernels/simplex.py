@@ -10,9 +10,8 @@ import numpy as np
 
 from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.errors import InvalidInput
-from ssd_kernels.noise import check_counter, counter_word, normals_f64
-from ssd_kernels.philox import split_key
-from ssd_kernels.types import F32, F64, I32, Purpose, TokenSets
+from ssd_kernels.noise import kernel_counter, normals_f64
+from ssd_kernels.types import F32, F64, I32, TokenSets
 
 ROW_BLOCK = 16
 """Rows that one matrix product embeds; fewer are padded, so that a row's bits do not depend on its companions."""
@@ -66,13 +65,9 @@ def renoise(
     if resolve(backend) == "numba":
         from ssd_kernels import _numba_noise
 
-        rows = check_counter(positions, step, vocab)
-        out = np.empty((len(rows), vocab), np.float32)
-        k0, k1 = (np.uint64(w) for w in split_key(noise_key))
-        word = np.uint64(counter_word(Purpose.NOISE, block))
-        _numba_noise.renoise_rows(
-            k0, k1, rows, np.uint64(step), word, w_hat.ids, w_hat.offsets, alpha_bar, float(k), out
-        )
+        counter = kernel_counter(noise_key, positions, step=step, block=block, vocab=vocab)
+        out = np.empty((len(w_hat), vocab), np.float32)
+        _numba_noise.renoise_rows(*counter, w_hat.ids, w_hat.offsets, alpha_bar, float(k), out)
         return out
     x_t = renoise_f64(
         w_hat, alpha_bar, noise_key=noise_key, positions=positions, step=step, block=block, vocab=vocab, k=k

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ssd_kernels.simplex import renoise_embed
-from ssd_kernels.types import F32, I32, TokenSets
+from ssd_kernels.types import F32, I32
 from torch import Tensor
 
 from ssd_diffusion.engine import ModelSpec
+from ssd_diffusion.layout import embed_noised
 from ssd_diffusion.models.ssd2 import Ssd2Model, pass_layout
-from ssd_diffusion.schedule import alpha_bar
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.window import Window
 
@@ -170,16 +169,8 @@ class TorchEngine(SlotEngine[Tensor]):
         out = np.zeros((len(window.u), self._table.shape[1]), np.float32)
         pick = np.flatnonzero((window.u > 0) & (window.u < 1))
         if len(pick):
-            out[pick] = renoise_embed(
-                TokenSets.of([window.w_hat.row(int(i)).tolist() for i in pick]),
-                alpha_bar(window.u[pick], self._spec.schedule_s).astype(np.float32),
-                self._table,
-                noise_key=window.noise_key,
-                positions=window.positions[pick],
-                step=window.step,
-                block=window.block,
-                k=self._spec.simplex_k,
-            )
+            spec = self._spec
+            out[pick] = embed_noised(window, pick, self._table, simplex_k=spec.simplex_k, schedule_s=spec.schedule_s)
         return out
 
     def _conditioning(self, row: _Row) -> Tensor:
