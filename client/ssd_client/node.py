@@ -299,8 +299,9 @@ def _checked(answer: ssd_pb2.DescribeResponse, target: str) -> NodeInfo:
         or min(answer.vocab, answer.max_block, answer.max_context) < 1
     ):
         raise NodeMismatch(f"the node at {target} describes no usable model; update it, or use --offline")
-    tail = np.frombuffer(answer.tail_log_unigram, "<f2").astype(np.float32) * np.float32(np.log(2.0))
-    if len(tail) not in (0, answer.vocab):
+    stated = answer.tail_log_unigram
+    tail = np.frombuffer(stated[: len(stated) // 2 * 2], "<f2").astype(np.float32) * np.float32(np.log(2.0))
+    if len(stated) not in (0, 2 * answer.vocab) or not np.isfinite(tail).all():
         raise NodeMismatch(f"the node at {target} describes a broken codec; update it, or use --offline")
     spec = ModelSpec(
         model_id=answer.model_id, family="ssd2" if answer.family == "ssd2" else "ssdlm", vocab=answer.vocab,

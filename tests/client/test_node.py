@@ -112,12 +112,22 @@ def described(**changes: Any) -> pb.DescribeResponse:
         ({"grid": []}, "no usable model"),
         ({"vocab": 0}, "no usable model"),
         ({"tail_log_unigram": b"abc" * 2}, "broken codec"),
+        ({"tail_log_unigram": b"x" * 511}, "broken codec"),
+        ({"tail_log_unigram": b"\x00\x7c" * 256}, "broken codec"),  # infinity
     ],
 )
 def test_a_description_that_does_not_fit(changes: dict[str, Any], words: str) -> None:
     with odd_node(described(**changes)) as target, NodeChannel(Address(target, False)) as channel:
         with pytest.raises(NodeMismatch, match=words):
             channel.describe(5.0)
+
+
+def test_a_shared_unigram_is_read() -> None:
+    stated = np.linspace(-3, 0, 256).astype("<f2")  # base 2
+    with odd_node(described(tail_log_unigram=stated.tobytes())) as target, NodeChannel(Address(target, False)) as one:
+        tail = one.describe(5.0).tail
+    assert tail is not None
+    np.testing.assert_allclose(tail, stated.astype(np.float32) * np.log(2.0), rtol=1e-6)
 
 
 def test_no_node_wrong_token_and_tls_where_there_is_none(core_engine: Any, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from ssd_client.received import WIRE_CODECS, Received
 from ssd_diffusion.ensemble import Weights
-from ssd_kernels.codec import CodecSpec, encode
+from ssd_kernels.codec import CodecSpec, decode_full, encode
 from ssd_kernels.combine import fuse, log_softmax
 from ssd_kernels.errors import CodecError
+from ssd_kernels.tail import reshape_tail
 from ssd_protos.ssd.v1 import ssd_pb2 as pb
 
 ROWS, V = 4, 64
@@ -60,6 +61,16 @@ def test_what_was_left_out_is_shaped_by_the_expert() -> None:
     want = log_softmax(core)
     assert np.abs(shaped - want).mean() < np.abs(plain - want).mean()
     assert np.allclose(np.exp(shaped.astype(np.float64)).sum(axis=-1), 1.0, atol=1e-5)
+
+
+def test_a_shared_unigram_has_a_say_beside_the_expert() -> None:
+    spec = CodecSpec(kind="top-k", k=4, residual=0.0)
+    core, expert, tail = rows(1), rows(2), rows(3)[0]
+    one = Received(spec, vocab=V, tail=tail, weights=Weights(lam=0.6), limit=1.0)
+    got = one.review(one.read(message(core, spec), ROWS, 0), expert, None)
+    seen = decode_full(encode(core, spec), rows=ROWS, vocab=V, spec=spec, tail_logp=tail)
+    assert np.array_equal(got, reshape_tail(seen, expert, tail_logp=tail).logp)
+    assert not np.array_equal(got, reshape_tail(seen, expert).logp)
 
 
 def test_a_wider_answer_is_asked_for_until_the_bound_holds() -> None:
