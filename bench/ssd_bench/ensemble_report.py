@@ -203,13 +203,15 @@ def to_json(summary: Summary, records: Sequence[Record], *, about: str, seconds:
 
 
 def plot(summary: Summary, path: Path) -> None:
-    """Bars with intervals: one panel a metric, systems side by side, one colour a decoder."""
+    """Bars with intervals: one panel a metric that is not zero for all, systems side by side, one colour a decoder."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     metrics = list(dict.fromkeys(line.metric for line in summary.lines))
+    telling = [m for m in metrics if any(x.value for d in DECODERS for s in SYSTEMS if (x := summary.get(m, d, s)))]
+    metrics = telling or metrics
     figure, axes = pyplot.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 3.8), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for shift, decoder in enumerate(DECODERS):
