@@ -41,6 +41,7 @@ from ssd_client.store import ExpertCard, Store
 LEDGER_FILE = "ledger.sqlite"
 INDEX_FILE = "index.sqlite"
 SECRET_VARIABLE = "SSD_DEVICE_SECRET_FILE"
+_SECRET_BYTES = 32
 _DESCRIBE_S = 10.0
 
 OnStage = Callable[[str], None]
@@ -163,13 +164,18 @@ def answer_secret(home: Path) -> bytes:
         UsageError, StoreError: no such file, or not 32 bytes.
     """
     named = os.environ.get(SECRET_VARIABLE)
+    if not named:
+        try:
+            return device_secret(home)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot read the device secret ({error}); make it readable, or remove it") from error
     try:
-        secret = Path(named).expanduser().read_bytes() if named else device_secret(home)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read the device secret: {error}") from error
-    if len(secret) != 32:
-        raise UsageError(f"${SECRET_VARIABLE} must name a file of exactly 32 bytes, and {named} has {len(secret)}")
-    return secret
+        path = Path(named).expanduser()
+        if not path.is_file() or path.stat().st_size != _SECRET_BYTES:
+            raise UsageError(f"{named} is no file of {_SECRET_BYTES} bytes; correct ${SECRET_VARIABLE}, or unset it")
+        return path.read_bytes()
+    except (OSError, RuntimeError) as error:  # RuntimeError: the ~ of nobody
+        raise UsageError(f"cannot read {named} ({error}); correct ${SECRET_VARIABLE}, or unset it") from error
 
 
 def _only(store: Store) -> str:

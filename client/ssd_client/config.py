@@ -44,7 +44,7 @@ class Command(Protocol):
 def config_path() -> Path:
     """Where the configuration file is, whether or not it exists."""
     named = os.environ.get(PATH_VARIABLE)
-    return Path(named).expanduser() if named else Path(platformdirs.user_config_dir("ssd2")) / FILE_NAME
+    return Path(named) if named else Path(platformdirs.user_config_dir("ssd2")) / FILE_NAME
 
 
 def load_config(path: Path | None = None) -> dict[str, Any]:
@@ -55,12 +55,15 @@ def load_config(path: Path | None = None) -> dict[str, Any]:
     """
     chosen = config_path() if path is None else path
     try:
+        chosen = chosen.expanduser()
+        if chosen.exists() and not chosen.is_file():  # a pipe may never end
+            raise OSError("it is not a plain file")
         return tomllib.loads(chosen.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if path is None and not os.environ.get(PATH_VARIABLE):
             return {}
         raise ConfigError(f"there is no configuration file {chosen}; write one, or leave it out") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the ~ of nobody; ValueError: not TOML
         raise ConfigError(f"cannot read the configuration file {chosen} ({error}); correct or remove it") from error
 
 
@@ -95,6 +98,10 @@ def _map(
             continue
         if _parameter(key) in names and not isinstance(value, dict):
             result[_parameter(key)] = value
+        elif key in children:
+            raise ConfigError(f"the configuration file sets {at + key!r} to a value; write a table, or remove it")
+        elif isinstance(value, dict) and _flag(key) in _all_names(command):
+            raise ConfigError(f"the configuration file sets {at + key!r} to a table; write a value, or remove it")
         elif at or isinstance(value, dict):
             _unknown(key, at, sorted({*(_flag(name) for name in names), *children}))
     for key, child in children.items():

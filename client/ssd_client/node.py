@@ -163,6 +163,9 @@ class NodeChannel:
         address: where the node is.
         token: bearer token, or None.
         sink: the ledger, or None (tests).
+
+    Raises:
+        UsageError: a token that no node can have made.
     """
 
     address: Address
@@ -172,6 +175,8 @@ class NodeChannel:
     _channel: grpc.Channel | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise UsageError("a token is printable ASCII; pass with --token the one that the node printed")
         self.meter = Meter(self.address.target, self.sink)
 
     def __enter__(self) -> NodeChannel:

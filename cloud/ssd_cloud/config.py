@@ -19,7 +19,7 @@ from ssd_cloud.errors import UsageError
 def path() -> Path:
     """$SSD_CONFIG, or node.toml in this user's configuration folder."""
     chosen = os.environ.get("SSD_CONFIG")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_config_dir("ssd2")) / "node.toml"
+    return Path(chosen) if chosen else Path(platformdirs.user_config_dir("ssd2")) / "node.toml"
 
 
 def defaults(known: Mapping[str, frozenset[str] | None]) -> dict[str, dict[str, Any]]:
@@ -33,13 +33,16 @@ def defaults(known: Mapping[str, frozenset[str] | None]) -> dict[str, dict[str, 
     """
     file = path()
     try:
-        stored = tomllib.loads(file.read_text())
+        file = file.expanduser()
+        if file.exists() and not file.is_file():  # a pipe may never end
+            raise OSError("it is not a plain file")
+        stored = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if os.environ.get("SSD_CONFIG"):
             raise UsageError(f"there is no configuration file {file}; correct SSD_CONFIG or unset it") from None
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"the configuration file {file} cannot be read: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the ~ of nobody; ValueError: not TOML
+        raise UsageError(f"the configuration file {file} cannot be read ({error}); correct or remove it") from error
     for command, keys in stored.items():
         if command not in known or not isinstance(keys, dict):
             raise UsageError(f"{file} has no use for {command!r}; its tables are {', '.join(sorted(known))}")

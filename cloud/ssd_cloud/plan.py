@@ -17,6 +17,7 @@ from ssd_cloud.errors import UsageError
 
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 _RESERVE = 0.06
+_MOST_BYTES = 10**18
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
@@ -198,7 +199,10 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in _UNITS:
         raise UsageError(f"{text!r} is no size; write it as 80GB or 4GiB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    size = float(found[1]) * _UNITS[found[2].upper()]
+    if not 1 <= size <= _MOST_BYTES:
+        raise UsageError(f"{text!r} is not between 1 byte and {_MOST_BYTES:.0e} bytes; write it as 80GB or 4GiB")
+    return int(size)
 
 
 def find_gpu(text: str) -> Gpu:
@@ -229,9 +233,12 @@ def find_shape(model: str) -> Shape:
     if not config.is_file():
         raise UsageError(f"no shapes are known for {model!r}; name a model folder or one of {', '.join(SHAPES)}")
     try:
-        return _shape_of(json.loads(config.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{config} does not describe a decoder ({error})") from error
+        shape = _shape_of(json.loads(config.read_text()))
+        if min(shape.layers, shape.hidden, shape.ffn, shape.kv_heads, shape.head_dim, shape.vocab) < 1:
+            raise ValueError("a size below 1")
+        return shape
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UsageError(f"{config} does not describe a decoder ({error}); name another model folder") from error
 
 
 def _shape_of(config: dict[str, Any]) -> Shape:

@@ -5,6 +5,7 @@ DiffusionError
 ├── InvalidModel         a model folder, checkpoint or tokenizer that is not what it should be
 ├── ContextOverflow      more tokens than a member can hold
 ├── MemberLost           a member cannot answer any more (node gone, deadline passed)
+├── InvalidHome          the folder of this user's data cannot be used
 └── TrainingError        training cannot go on (NaN loss, no data, foreign checkpoint)
 """
 
@@ -29,6 +30,10 @@ class ContextOverflow(DiffusionError):
 
 class MemberLost(DiffusionError):
     """A member cannot answer any more."""
+
+
+class InvalidHome(DiffusionError):
+    """The folder of this user's data cannot be used."""
 
 
 class TrainingError(DiffusionError):

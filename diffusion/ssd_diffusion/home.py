@@ -5,19 +5,33 @@ Knows the folder names and the device secret, and nothing of what is stored in t
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
 
 import platformdirs
 
+from ssd_diffusion.errors import InvalidHome
+
 _SECRET_BYTES = 32
 
 
 def home() -> Path:
-    """The folder of this user's experts, models and ledger; made with mode 0700 when missing."""
+    """The folder of this user's experts, models and ledger; made with mode 0700 when missing.
+
+    Raises:
+        InvalidHome: it is no folder, or cannot be made.
+    """
     chosen = os.environ.get("SSD_HOME")
-    return _private_dir(Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("ssd2")))
+    path = Path(chosen) if chosen else Path(platformdirs.user_data_dir("ssd2"))
+    try:
+        return _private_dir(path.expanduser())
+    except (OSError, RuntimeError) as error:  # RuntimeError: the ~ of nobody
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else getattr(error, "strerror", 0) or error
+        raise InvalidHome(f"{path} cannot hold your data ({reason}); set SSD_HOME to a folder of your own") from error
 
 
 def models_dir(root: Path) -> Path:

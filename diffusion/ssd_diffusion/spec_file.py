@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,11 @@ from ssd_diffusion.errors import InvalidModel
 SPEC_FILE = "model.json"
 FORMAT = 1
 _CHUNK_BYTES = 1 << 20
+_MAY_BE_0 = frozenset(("layers", "kv_heads", "head_dim"))
+_LARGEST = {  # far beyond any model that is known, and well within what sizes are computed in
+    "vocab": 1 << 24, "hidden": 1 << 20, "max_block": 1 << 16, "max_context": 1 << 24, "layers": 1 << 16,
+    "kv_heads": 1 << 16, "head_dim": 1 << 16,
+}  # fmt: skip
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -31,13 +38,30 @@ def read_spec(folder: Path) -> ModelSpec:
             raise ValueError("another format version")
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card.items()}
         spec = ModelSpec(**fields)
-        if spec.family not in typing.get_args(Family) or min(spec.vocab, spec.hidden, spec.max_block) < 1:
-            raise ValueError("impossible values")
+        for name in (one.name for one in dataclasses.fields(spec) if not _can_be(spec, one.name)):
+            raise ValueError(f"an impossible {name}")
     except FileNotFoundError as error:
         raise InvalidModel(f"{folder} holds no model; name a folder with {SPEC_FILE} in it") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidModel(f"{path} is not a model card of this version ({one_line(error)}); fetch it again") from error
     return spec
+
+
+def _can_be(spec: ModelSpec, name: str) -> bool:
+    """Whether a field holds what any model could have; the weights beside it are not looked at."""
+    value = getattr(spec, name)
+    if name in _LARGEST:
+        return type(value) is int and (name in _MAY_BE_0 or value > 0) and 0 <= value <= _LARGEST[name]
+    if name in ("simplex_k", "schedule_s"):
+        return type(value) in (int, float) and 0 < value < math.inf
+    if name == "grid":
+        levels = [*value, 0.0] if isinstance(value, tuple) and all(type(u) in (int, float) for u in value) else [0.0]
+        return levels[0] == 1.0 and all(left > right for left, right in itertools.pairwise(levels))
+    if name == "eos_ids":
+        return isinstance(value, tuple) and all(type(i) is int and 0 <= i < spec.vocab for i in value)
+    if name == "family":
+        return value in typing.get_args(Family)
+    return isinstance(value, bool if name == "output_shift" else str)
 
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:

@@ -79,6 +79,14 @@ def test_another_seed_or_another_secret_is_another_text(options, home, on_torch,
     assert write(options, home).text != first
 
 
+def test_a_secret_file_that_is_none_is_named(home, tmp_path, monkeypatch):
+    (tmp_path / "short").write_bytes(bytes(31))
+    for named in (tmp_path / "short", tmp_path / "missing", tmp_path, "~nobody-of-that-name/secret"):
+        monkeypatch.setenv("SSD_DEVICE_SECRET_FILE", str(named))
+        with pytest.raises(UsageError, match="SSD_DEVICE_SECRET_FILE"):
+            answer.answer_secret(home)
+
+
 def test_eight_at_once_write_what_one_writes(options, home, on_torch, engines, tiny_experts, monkeypatch):
     alone = [write(options, home, seed=seed).text for seed in range(3)]
     spare = [torch_engine(tiny_experts["anna"], slots=2) for _ in range(8)]  # an engine is for one thread at a time

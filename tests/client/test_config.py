@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,8 +68,10 @@ def test_top_keys_hold_for_every_command_and_tables_for_one() -> None:
         ("[generat]\nnode = 'x'", "'generat'.*did you mean 'generate'"),
         ("[ledger.shw]\nlimit = 1", "'ledger.shw'.*did you mean 'show'"),
         ("[generate]\nprompt = 'x'", "'generate.prompt'"),
-        ("generate = 3", "'generate'"),
-        ("[node]\nx = 1", "'node'"),
+        ("generate = 3", "'generate' to a value; write a table"),
+        ("[[generate]]\nx = 3", "'generate' to a value; write a table"),
+        ("[node]\nx = 1", "'node' to a table; write a value"),
+        ("[generate]\nmax-tokens = {a = 1}", "'generate.max-tokens' to a table; write a value"),
         ("zzzzzz = 1", "known are: "),
     ],
 )
@@ -101,5 +104,7 @@ def test_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "mine.toml").write_text("node = ")
     with pytest.raises(ConfigError, match="cannot read"):
         load_config()
-    with pytest.raises(ConfigError, match="cannot read"):
-        load_config(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("~nobody-of-that-name/x")):
+        with pytest.raises(ConfigError, match="cannot read"):
+            load_config(path)

@@ -145,6 +145,12 @@ def test_no_node_wrong_token_and_tls_where_there_is_none(core_engine: Any, tmp_p
             assert channel.describe(5.0).spec.vocab == 256
 
 
+@pytest.mark.parametrize("token", ["two\nlines", "naïve", "tab\t"])
+def test_a_token_that_no_header_can_carry_is_refused_before_any_call(token: str) -> None:
+    with pytest.raises(UsageError, match="printable ASCII"):
+        NodeChannel(Address("127.0.0.1:9", False), token)
+
+
 def _never(requests: Any, context: Any) -> Iterator[pb.DenoiseResponse]:
     next(requests)
     yield pb.DenoiseResponse(opened=pb.Opened(session_id="x"))

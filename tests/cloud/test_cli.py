@@ -155,15 +155,18 @@ def test_a_wrong_file_is_exit_2(capsys, monkeypatch, own_home, text, words):
     monkeypatch.setenv("SSD_CONFIG", str(file))
     code, _, err = call(capsys, "models")
     assert (code, words in err) == (2, True), err
-    monkeypatch.setenv("SSD_CONFIG", str(own_home / "missing.toml"))
-    assert call(capsys, "models")[0] == 2
+    for named in (own_home / "missing.toml", own_home, "~nobody-of-that-name/x"):
+        monkeypatch.setenv("SSD_CONFIG", str(named))
+        code, _, err = call(capsys, "models")
+        assert (code, err.count("\n"), "unexpected" in err) == (2, 1, False)
 
 
 def test_a_home_that_cannot_be_written_is_exit_1(capsys, monkeypatch, own_home):
     (own_home / "file").write_text("")
-    monkeypatch.setenv("SSD_HOME", str(own_home / "file" / "home"))
-    code, _, err = call(capsys, "token", "new")
-    assert (code, err.count("\n")) == (1, 1)
+    for named in (own_home / "file" / "home", own_home / "file", "~nobody-of-that-name/x"):
+        monkeypatch.setenv("SSD_HOME", str(named))
+        code, _, err = call(capsys, "token", "new")
+        assert (code, err.count("\n"), "set SSD_HOME" in err) == (1, 1, True)
 
 
 def test_a_full_disk_is_one_sentence(capsys, monkeypatch):

@@ -83,3 +83,19 @@ def test_shapes_from_a_model_folder(tmp_path):
         find_shape(str(tmp_path))
     with pytest.raises(UsageError, match="opt-13b"):
         find_shape("opt-14b")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 0, "intermediate_size": 8, "vocab_size": 9},
+        [1],
+        None,
+    ],
+)
+def test_a_folder_whose_sizes_cannot_be_is_named(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"config\.json"):
+        find_shape(str(tmp_path))

@@ -31,7 +31,8 @@ def test_wrong_flags_are_a_sentence_and_other_errors_are_not():
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams_lead_to_nothing_and_keep_their_numbers(closed, tmp_path):
     code = (
-        "import os, sys\nfrom ssd_diffusion.terminal import open_streams\nopen_streams()\nassert sys.stdin.read() == ''\n"
+        "import os, sys\nfrom ssd_diffusion.terminal import open_streams\nopen_streams()\n"
+        "assert sys.stdin.read() == ''\n"
         "print('out', flush=True)\nprint('err', file=sys.stderr, flush=True)\n"
         "os.close(1), os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\nsys.exit(os.open(sys.argv[1], os.O_RDONLY) < 3)"
     )

@@ -45,6 +45,8 @@ def test_a_folder_becomes_an_expert_and_only_what_changed_is_read_again(bare, do
     card = json.loads(done.stdout)
     assert card["run"]["ingest"]["parsed"] >= 8
     assert card["run"]["ingest"]["skipped"][0][0] == "blob.bin"
+    assert card["run"]["sample"] == card["calibration"]["sample"]
+    assert {"after", "reason"} & card["run"]["sample"].keys()  # six seconds may be too few
     listed = json.loads(client(bare, "list", "--json").stdout)
     assert [set(one) for one in listed] == [
         {"name", "base", "created", "documents", "size_bytes", "heldout_before", "heldout_after"}
@@ -59,6 +61,11 @@ def test_a_folder_becomes_an_expert_and_only_what_changed_is_read_again(bare, do
     assert "only 1 new or changed files were read" in again.stderr
     assert "left out blob.bin: binary file" in again.stderr
     assert "held-out loss" in again.stdout
+    assert "it goes on" in again.stdout or "No held-out text" in again.stdout
+    shown = client(bare, "show", "notes")
+    assert shown.returncode == 0, shown.stderr
+    assert "lambda (rows)" in shown.stdout
+    assert "{" not in shown.stdout
 
 
 def test_ctrl_c_says_how_to_go_on_and_keeps_what_was_done(bare, documents, models):

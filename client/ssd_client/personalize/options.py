@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from ssd_client.errors import UsageError
 
-Stage = Literal["base", "ingest", "index", "train", "select", "sample", "export", "register", "done"]
-STAGES: tuple[Stage, ...] = ("base", "ingest", "index", "train", "select", "sample", "export", "register", "done")
+Stage = Literal["base", "ingest", "index", "train", "sample", "select", "export", "register", "done"]
+STAGES: tuple[Stage, ...] = ("base", "ingest", "index", "train", "sample", "select", "export", "register", "done")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,9 +51,9 @@ RUN_FILE = "run.json"
 _FORMAT = 1
 _NOTES = 3
 _NOTES_CHARS = 900
-_RESERVE_MINUTES = 2.5  # of max_minutes, for selection, sample and export
+_RESERVE_MINUTES = 2.5  # of max_minutes, for sample, selection and export
 _SAMPLE_S = 10.0
-_SAMPLE_SHARE = 0.25  # of the time that is left: the export comes after it
+_SAMPLE_SHARE = 0.25  # of the time that is left: selection and export come after it
 
 
 def personalize(options: PersonalizeOptions, *, home: Path, progress: OnEvent = lambda _: None) -> ExpertCard:
@@ -132,8 +132,8 @@ class _Run:
             )
             core, _ = load(base)
             learned = self._learn(base, core, spec, corpus, tokenizer, read)
-            choice = self._select(core, learned.model, corpus, tokenizer, index)
             shown = self._sample(core, learned.model, spec, corpus, tokenizer)
+            choice = self._select(core, learned.model, corpus, tokenizer, index)
             del core
             staging = self.store.staging()
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
@@ -250,6 +250,16 @@ class _Run:
         except (ExpertNotFound, StoreError):
             return None
 
+    def _sample(
+        self, core: Ssd2Model, model: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer
+    ) -> Sample | NoSample:
+        with self._stage("sample", "letting base and expert continue a text that neither has learned"):
+            left_s = self.options.max_minutes * 60 - (time.monotonic() - self.started_s)
+            shown = sample(core, model, spec, tokenizer, corpus.report, min(_SAMPLE_S, _SAMPLE_SHARE * left_s))
+            told = f"nothing to show: {shown.reason}" if isinstance(shown, NoSample) else ""
+            self._tell("sample", 1.0, told, detail=shown.as_json())
+        return shown
+
     def _select(
         self, core: Ssd2Model, model: Ssd2Model, corpus: Corpus, tokenizer: Tokenizer, index: Index
     ) -> weights.Choice:
@@ -265,16 +275,6 @@ class _Run:
             choice = weights.choose(core, model, select, halves[1], lambda done: self._tell("select", done))
             self._tell("select", 1.0, f"lambda {choice.lam:g}, alpha {choice.alpha:g}", detail=choice.as_json())
         return choice
-
-    def _sample(
-        self, core: Ssd2Model, model: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer
-    ) -> Sample | NoSample:
-        with self._stage("sample", "letting base and expert continue a text that neither has learned"):
-            left_s = self.options.max_minutes * 60 - (time.monotonic() - self.started_s)
-            shown = sample(core, model, spec, tokenizer, corpus.report, min(_SAMPLE_S, _SAMPLE_SHARE * left_s))
-            told = f"nothing to show: {shown.reason}" if isinstance(shown, NoSample) else ""
-            self._tell("sample", 1.0, told, detail=shown.as_json())
-        return shown
 
     def _export(self, learned: _Learned, spec: ModelSpec, base: Path, staging: Path, corpus: Corpus) -> _Exported:
         with self._stage("export", "writing the expert for onnxruntime"):

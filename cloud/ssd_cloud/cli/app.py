@@ -87,7 +87,7 @@ def serve(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the model (default: all).", envvar="SSD_THREADS")
+        int | None, typer.Option(min=1, max=4096, help="CPU threads of the model (default: all).", envvar="SSD_THREADS")
     ] = None,
     idle_timeout: Annotated[
         float,

@@ -103,6 +103,21 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path, spoil) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab", 0), ("vocab", True), ("hidden", 1 << 40), ("layers", -1), ("max_block", "32"), ("simplex_k", 0),
+        ("schedule_s", float("nan")), ("grid", []), ("grid", [1.0, 0.5, 0.5]), ("grid", [0.9, 0.5]), ("grid", "10"),
+        ("eos_ids", [-1]), ("eos_ids", [1 << 20]), ("family", "gpt"), ("output_shift", 1), ("model_id", None),
+    ],
+)  # fmt: skip
+def test_a_value_that_no_model_can_have_is_named(tmp_path: Path, field: str, value: object) -> None:
+    path = write_tiny(tmp_path / "tiny") / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InvalidModel, match=f"impossible {field}"):
+        read_spec(path.parent)
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=r"model\.json"):
         folder.load(tmp_path)
