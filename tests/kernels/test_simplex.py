@@ -74,7 +74,10 @@ def test_embedding_bits_do_not_depend_on_companions(backend):
     x, table = rng.normal(size=(ROW_BLOCK + 5, 1021)).astype(np.float32), rng.normal(size=(1021, 24)).astype(np.float32)
     together = softmax_embed(x, table, backend=backend)
     for i in range(len(x)):
-        np.testing.assert_array_equal(together[i], softmax_embed(x[i : i + 1], table, backend=backend)[0])
+        others = rng.normal(size=x.shape).astype(np.float32)
+        others[i] = x[i]
+        np.testing.assert_array_equal(together[i], softmax_embed(others, table, backend=backend)[i])
+        np.testing.assert_array_equal(together[i], softmax_embed(x[: i + 1], table, backend=backend)[i])
 
 
 def test_renoise_embed_is_renoise_then_embed(backend):
