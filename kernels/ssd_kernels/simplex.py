@@ -14,8 +14,8 @@ from ssd_kernels.noise import kernel_counter, normals_f64
 from ssd_kernels.types import F32, F64, I32, TokenSets
 
 ROW_BLOCK = 16
-"""Rows that one matrix product embeds. Fewer are padded: BLAS chooses its order of summation by the shape and by a row's
-place in it, so a row's bits depend on itself and its place in the window, and not on what else is embedded."""
+"""Rows that one matrix product embeds. Fewer are padded: BLAS chooses its order of summation by the shape and by a
+row's place in it, so a row's bits depend on itself and its place in the window, and not on what else is embedded."""
 
 
 def _check_state(w_hat: TokenSets, alpha_bar: F32, positions: I32, vocab: int, k: float) -> F32:
