@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssd_diffusion.models.transition import Transition
+
 
 class PassCache:
     """Keys and values for one pass: padded past ones joined with the new ones, which are kept apart.
@@ -50,10 +52,12 @@ class Ssd2Model(nn.Module):
         causal: the transformers model with its head (OPT, Llama and their like).
         w_diff: H x H, applied to embeddings averaged under a distribution; the identity before training.
         w_time: noise level to H; zero before training.
+        transition: what the tokens before a drafted position add to its hidden state; None where none was trained.
         vocab: true V; the rows of the embedding and head past it are padding.
     """
 
     mean_embedding: Tensor
+    transition: Transition | None
 
     def __init__(self, causal: nn.Module, vocab: int) -> None:
         super().__init__()
@@ -68,6 +72,13 @@ class Ssd2Model(nn.Module):
             nn.init.zeros_(self.w_time.weight)
             nn.init.zeros_(self.w_time.bias)
         self.register_buffer("mean_embedding", table.detach().mean(dim=0), persistent=False)
+        self.transition = None
+
+    def add_transition(self, width: int | None = None) -> Transition:
+        """A fresh transition, which adds nothing before it is trained. Args: width of its hidden layer, 2 H if None."""
+        made = Transition(self.hidden_size, width or 2 * self.hidden_size)
+        self.transition = made.to(self.w_diff.weight.device, self.w_diff.weight.dtype)
+        return self.transition
 
     def make_state_legible(self, scale: float = 12.0) -> None:
         """Start w_diff from scale (I - m m^T), m the direction of the mean embedding, instead of the identity.

@@ -31,7 +31,7 @@ class LoraOptions:
 
 
 def attach(model: Ssd2Model, options: LoraOptions, seed: int = 0) -> Any:
-    """Put a fresh LoRA on every linear layer of the backbone; only it, w_diff and w_time stay trainable.
+    """Put a fresh LoRA on every linear layer of the backbone; only it and the diffusion maps stay trainable.
 
     Returns:
         The peft model that wraps `model.causal` (in place), needed by `save_adapter`.
@@ -46,9 +46,15 @@ def attach(model: Ssd2Model, options: LoraOptions, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = _wrap(model, config)
-    for part in (model.w_diff, model.w_time):
-        part.requires_grad_(True)
+    open_maps(model)
     return wrapped
+
+
+def open_maps(model: Ssd2Model) -> None:
+    """Set w_diff, w_time and the transition to be trained."""
+    for part in (model.w_diff, model.w_time, model.transition):
+        if part is not None:
+            part.requires_grad_(True)
 
 
 def _wrap(model: Ssd2Model, config: Any) -> Any:
@@ -86,27 +92,32 @@ def save_adapter(wrapped: Any, model: Ssd2Model, folder: Path, *, half: bool = F
 
 def diffusion_state(model: Ssd2Model) -> dict[str, Tensor]:
     """The tensors of diffusion.safetensors, on the CPU."""
+    parts = {"w_diff": model.w_diff, "w_time": model.w_time, "transition": model.transition}
     return {
-        "w_diff.weight": model.w_diff.weight.detach().cpu().contiguous(),
-        "w_time.weight": model.w_time.weight.detach().cpu().contiguous(),
-        "w_time.bias": model.w_time.bias.detach().cpu().contiguous(),
+        f"{part}.{name}": value.detach().cpu().contiguous()
+        for part, held in parts.items()
+        if held is not None
+        for name, value in held.state_dict().items()
     }
 
 
 def load_diffusion(model: Ssd2Model, path: Path) -> None:
-    """Read w_diff and w_time from a diffusion.safetensors.
+    """Read w_diff, w_time and, if there is one, the transition from a diffusion.safetensors.
 
     Raises:
         InvalidModel: missing, truncated, foreign, of another width, or not finite.
     """
     state = read_tensors(path)
+    inner = state.get("transition.inner.weight")
+    model.transition = None
+    if inner is not None and inner.ndim == 2:
+        model.add_transition(inner.shape[0])
     own = diffusion_state(model)
     if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
         raise InvalidModel(f"{path} does not fit this model; its w_diff and w_time must have width {model.hidden_size}")
-    with torch.no_grad():
-        model.w_diff.weight.copy_(state["w_diff.weight"])
-        model.w_time.weight.copy_(state["w_time.weight"])
-        model.w_time.bias.copy_(state["w_time.bias"])
+    for name, part in (("w_diff", model.w_diff), ("w_time", model.w_time), ("transition", model.transition)):
+        if part is not None:
+            part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
 
 
 def load_adapter(model: Ssd2Model, folder: Path) -> Any:

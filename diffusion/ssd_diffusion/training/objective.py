@@ -18,7 +18,7 @@ from torch import Tensor
 from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch
-from ssd_diffusion.training.loss import token_losses
+from ssd_diffusion.training.loss import Teaching, token_losses
 from ssd_diffusion.training.noise import LevelMix, noised_embedding, preceding_levels, sample_levels
 from ssd_diffusion.training.onepass import layout, query_index
 
@@ -35,6 +35,9 @@ class ObjectiveOptions:
         own_draws: share of those in which the model's own draws are noised in place of the true tokens.
         clean_weight: weight of the next-token loss of the clean half.
         clean_share: share of the clean positions that it is computed at (in batches with blocks).
+        taught: share of the next-token distribution of the clean half, which has read everything before a position, in
+            the targets of drafted positions: those of blocks that hold nothing between clean and pure noise.
+        drafted: share of these positions whose logits the model's transition is added to, where it has one.
     """
 
     levels: LevelMix = field(default_factory=LevelMix)
@@ -42,6 +45,8 @@ class ObjectiveOptions:
     own_draws: float = 0.6
     clean_weight: float = 0.25
     clean_share: float = 0.25
+    taught: float = 0.0
+    drafted: float = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,7 @@ def batch_loss(model: Ssd2Model, batch: Batch, options: ObjectiveOptions, seed: 
         noisy = first_input(model, batch, u, generator)
     hidden = hidden_states(model, batch, noisy)
     wanted = targets_mask(batch) & (u > 0)
-    losses = _losses(model, block_hidden(batch, hidden)[wanted], truth(batch)[wanted])
+    losses = _block_losses(model, batch, hidden, u, wanted, options, generator)
     clean_wanted = batch.supervised[:, 1:] & (
         torch.rand(batch.supervised[:, 1:].shape, generator=generator, device=device) < options.clean_share
     )
@@ -161,6 +166,35 @@ def batch_loss(model: Ssd2Model, batch: Batch, options: ObjectiveOptions, seed: 
     noisy_mean, clean_mean = _mean_loss(losses), _mean_loss(clean)
     loss = noisy_mean + options.clean_weight * clean_mean
     return BatchLoss(loss, float(noisy_mean.detach()), float(clean_mean.detach()), len(losses), len(clean))
+
+
+def _block_losses(
+    model: Ssd2Model, batch: Batch, hidden: Tensor, u: Tensor, wanted: Tensor, options: ObjectiveOptions,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Losses of the wanted block positions. [number wanted]"""
+    states, targets = block_hidden(batch, hidden)[wanted], truth(batch)[wanted]
+    draft = ~((u > 0) & (u < 1)).any(dim=-1, keepdim=True).expand(u.shape)
+    # The first position is no draft: the anchor predicts it with everything before it in sight.
+    draft = (draft & (u.roll(1, dims=-1) > 0) & (torch.arange(batch.block, device=u.device) > 0))[wanted]
+    if model.transition is not None:
+        chosen = draft & (torch.rand(draft.shape, generator=generator, device=u.device) < options.drafted)
+        last, before = (_token_before(batch, distance)[wanted] for distance in (1, 2))
+        added = model.transition(model.embed(last[chosen]), model.embed(before[chosen]))
+        states = states.index_add(0, torch.nonzero(chosen).flatten(), added.to(states.dtype))
+    if options.taught == 0.0:
+        return _losses(model, states, targets)
+    where = batch.starts.clamp(min=1)[..., None] - 1 + torch.arange(batch.block, device=u.device)
+    rows = torch.arange(len(batch.tokens), device=u.device)[:, None, None]
+    teacher = hidden[rows, where][wanted].detach()
+    return _losses(model, states, targets, Teaching(teacher, options.taught * draft.float()))
+
+
+def _token_before(batch: Batch, distance: int) -> Tensor:
+    """The token so many places before each block position. [R, N, B]"""
+    where = (batch.starts.clamp(min=0)[..., None] + torch.arange(batch.block, device=batch.starts.device)) - distance
+    rows = torch.arange(len(batch.tokens), device=batch.starts.device)[:, None, None]
+    return batch.tokens[rows, where.clamp(min=0)]
 
 
 def _next_token_loss(model: Ssd2Model, batch: Batch) -> BatchLoss:
@@ -174,10 +208,10 @@ def _next_token_loss(model: Ssd2Model, batch: Batch) -> BatchLoss:
     return BatchLoss(mean, float("nan"), float(mean.detach()), 0, len(losses))
 
 
-def _losses(model: Ssd2Model, hidden: Tensor, targets: Tensor) -> Tensor:
+def _losses(model: Ssd2Model, hidden: Tensor, targets: Tensor, teaching: Teaching | None = None) -> Tensor:
     head = model.causal.get_output_embeddings()  # type: ignore[operator]
     bias = None if head.bias is None else head.bias[: model.vocab]
-    return token_losses(hidden, head.weight[: model.vocab], bias, targets)
+    return token_losses(hidden, head.weight[: model.vocab], bias, targets, teaching)
 
 
 def _mean_loss(losses: Tensor) -> Tensor:
