@@ -2,7 +2,7 @@
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
 does with them is its run: `ensemble_run`, `wire_run`, `floor_run`, `acceptance_run`,
-`personalize_run`.
+`personalize_run`, `quality.run`.
 """
 
 from __future__ import annotations
@@ -152,6 +152,43 @@ def acceptance(
     options = suite.Options(
         home=home or default_home(), core=core, steps=steps or (), budgets=budget or (), limit=limit,
         max_tokens=max_tokens, block=block, seed=seed, out=out, results=results,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
+
+
+@app.command()
+def quality(
+    data: Annotated[Path, typer.Option(help="Folder of *-train.jsonl and *-heldout.jsonl; see ssd_cloud.data_public.")],
+    home: Home = None,
+    core: Core = "packaged",
+    base: Annotated[
+        str | None, typer.Option(help="The decoder that the core came from; by default the packaged one, unadapted.")
+    ] = None,
+    pairs: Annotated[
+        list[Path] | None, typer.Option(help="Held-out conversations, JSON lines with messages; may be repeated.")
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="denoising, likelihood, infill, generation or answers; may be repeated; by default all."),
+    ] = None,
+    few_steps: Annotated[bool, typer.Option("--few-steps", help="Also quality against passes a token.")] = False,
+    thousand: Annotated[bool, typer.Option("--thousand", help="Also 1000 steps a block, minutes a text.")] = False,
+    limit: Annotated[int, typer.Option(min=2, help="Documents, prefixes and pairs at most.")] = 200,
+    prefix: Annotated[int, typer.Option(min=1, help="Tokens of a prefix.")] = 32,
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens of a continuation.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every choice, noise and draw.")] = 0,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    records: Annotated[Path | None, typer.Option(help="Folder of single measurements, continued if it fits.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Likelihood, generated text under two judges, and answers, of a core against its autoregressive base."""
+    from ssd_bench.quality import run as suite
+
+    options = suite.Options(
+        data=data, home=home or default_home(), core=core, base=base, pairs=pairs or (), parts=part or (),
+        few_steps=few_steps, thousand=thousand, limit=limit, prefix=prefix, tokens=tokens, seed=seed,
+        records=records, out=out, results=results,
     )  # fmt: skip
     _show(suite.run(options), as_json)
 

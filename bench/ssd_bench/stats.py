@@ -1,4 +1,4 @@
-"""Intervals for what the benchmarks report: paired bootstrap, Wilson. Knows numbers only; every seed is fixed.
+"""Intervals for what the benchmarks report: paired bootstrap, jackknife, Wilson. Knows numbers only; seeds are fixed.
 
 A value is a pair (total, weight) of one independent unit, such as the nats of one answer and its number of tokens; the
 estimate is sum(total) / sum(weight). Weight 1 gives the plain mean.
@@ -7,11 +7,12 @@ estimate is sum(total) / sum(weight). Weight 1 gives the plain mean.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from ssd_kernels.types import F64
+from ssd_kernels.types import F64, I64
 
 RESAMPLES = 10_000
 _CHUNK = 500
@@ -100,6 +101,28 @@ def _resampled(x: F64, w: F64, resamples: int, seed: int) -> F64:
         picks = rng.integers(0, len(x), (size, len(x)))
         out[start : start + size] = x[picks].sum(axis=1) / w[picks].sum(axis=1)
     return out
+
+
+def jackknife(statistic: Callable[[I64], float], n: int) -> Interval:
+    """Interval of a statistic of n units as a whole, from its values with one unit left out (J. W. Tukey, 1958).
+
+    For what counts differences between units, such as distinct n-grams or entropy: a bootstrap's samples hold units
+    twice, which such a statistic takes for repetition.
+
+    Args:
+        statistic: of the units with the given numbers.
+        n: how many units there are.
+
+    Raises:
+        ValueError: fewer than two units.
+    """
+    if n < 2:
+        raise ValueError("an interval of a statistic needs at least two units")
+    every = np.arange(n)
+    value = statistic(every)
+    without = np.array([statistic(np.delete(every, i)) for i in range(n)])
+    half = 1.959963984540054 * math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    return Interval(value, value - half, value + half, n)
 
 
 def wilson(successes: int, n: int, *, z: float = 1.959963984540054) -> Interval:

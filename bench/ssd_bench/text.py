@@ -1,7 +1,7 @@
-"""Scores of generated text: exact match, token F1, whether a fact is in it, distinct-n, unigram entropy.
+"""Scores of generated text: exact match, token F1, whether a fact is in it, distinct-n, repetition, entropy, Zipf.
 
 Normalisation as SQuAD's evaluation has it: lower case, no punctuation, no articles, single spaces. Knows nothing about
-models or tokenizers; a token here is a word of the normalised text, or any sequence element for the last two.
+models or tokenizers; a token here is a word of the normalised text, or any sequence element for the last four.
 """
 
 from __future__ import annotations
@@ -61,6 +61,25 @@ def distinct_n(sequences: Iterable[Sequence[Hashable]], n: int) -> float:
     """Share of n-grams that are different, over all sequences together; 0 where there is no n-gram."""
     grams = [tuple(s[i : i + n]) for s in sequences for i in range(len(s) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeated_n(sequence: Sequence[Hashable], n: int) -> float:
+    """Share of a sequence's n-grams that stood in it before; 0 where there is no n-gram."""
+    return 1 - distinct_n([sequence], n) if len(sequence) >= n else 0.0
+
+
+def zipf_coefficient(sequences: Iterable[Sequence[Hashable]]) -> float:
+    """Slope s of log frequency = a - s log rank over all tokens, least squares (Holtzman et al., 2020); 0 for one kind.
+
+    Ranks by frequency; near 1 for natural text.
+    """
+    counts = sorted(Counter(token for s in sequences for token in s).values(), reverse=True)
+    if len(counts) < 2:
+        return 0.0
+    x = [math.log(rank) for rank in range(1, len(counts) + 1)]
+    y = [math.log(count) for count in counts]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return -sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
 def unigram_entropy(sequences: Iterable[Sequence[Hashable]]) -> float:
