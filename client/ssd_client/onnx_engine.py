@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import onnxruntime
 from ssd_diffusion.errors import InvalidModel
-from ssd_diffusion.layout import InputMaps, pass_layout
+from ssd_diffusion.layout import InputMaps, PassLayout, lookahead_layout, pass_layout
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.window import Window
@@ -90,34 +90,45 @@ class OnnxEngine(SlotEngine[F32]):
         for number in slots:
             slot = self._ready(number, 0)
             embeds = self._maps.embed(_ids(slot.tokens[slot.cached :]))
-            out.append(self._run(slot, embeds, slot.pending, _NONE, 1)[0])
+            layout = pass_layout(slot.cached, slot.pending, _NONE)
+            out.append(self._run(slot, embeds, layout, slot.pending, slot.pending, 1)[0])
         return out
 
     def _step(self, number: int, window: Window) -> F32:
-        block = len(window.u)
-        slot = self._ready(number, block)
+        slot = self._ready(number, len(window.u))
         slot.begin(window)
-        maps, spec = self._maps, self._spec
+        if window.drafts is not None:
+            return self._look_ahead(slot, window, window.drafts)
+        block, maps, spec = len(window.u), self._maps, self._spec
         conditioning = slot.conditioning(maps.means(block), window.start)
         tokens = _ids(slot.tokens[slot.cached :])
         embeds = np.concatenate([
             maps.embed(tokens[:-1]), maps.embed_clean(tokens[-1:]),
             maps.embed_window(window, conditioning, simplex_k=spec.simplex_k, schedule_s=spec.schedule_s),
         ])  # fmt: skip
-        logits = self._run(slot, embeds, slot.pending, window.u, block)
+        layout = pass_layout(slot.cached, slot.pending, window.u)
+        logits = self._run(slot, embeds, layout, slot.pending, slot.pending, block)
         slot.sc_out, slot.sc_out_start = softmax_embed(logits, maps.table), window.start
+        return logits
+
+    def _look_ahead(self, slot: Slot[F32], window: Window, drafts: int) -> F32:
+        pending = slot.pending
+        tokens = _ids(slot.tokens[slot.cached :])
+        embeds = np.concatenate([self._maps.embed(tokens[:-1]), self._maps.embed_ahead(int(tokens[-1]), window)])
+        layout = lookahead_layout(slot.cached, pending, drafts, window.ahead)
+        logits = self._run(slot, embeds, layout, pending, pending + drafts, window.rows)
+        slot.sc_out, slot.sc_out_start = None, window.start
         return logits
 
     def _read(self, slot: Slot[F32], count: int) -> None:
         """Compute `count` waiting tokens into the cache; the graph's last query is a token of the cache here."""
         embeds = self._maps.embed(_ids(slot.tokens[slot.cached : slot.cached + count]))
-        self._run(slot, embeds, len(embeds), _NONE, 0)
+        self._run(slot, embeds, pass_layout(slot.cached, count - 1, _NONE), count, count, 0)
 
-    def _run(self, slot: Slot[F32], embeds: F32, pending: int, u: F32, wanted: int) -> F32:
-        """One pass; the first `pending` inputs go into the cache, the next `wanted` queries give logits. [wanted, V]"""
-        layout = pass_layout(slot.cached, len(embeds) - 1 - len(u), u)
+    def _run(self, slot: Slot[F32], embeds: F32, layout: PassLayout, pending: int, first: int, wanted: int) -> F32:
+        """One pass: `pending` inputs go into the cache, `wanted` queries from `first` on give logits [wanted, V]."""
         past = [array[:, :, : slot.cached] for array in slot.cache] if slot.cache else self._empty()
-        rows = np.arange(pending, pending + wanted, dtype=np.int64)
+        rows = np.arange(first, first + wanted, dtype=np.int64)
         values = [embeds[None], layout.position_ids[None], layout.bias, rows, *past]
         logits, *new = self._session.run(None, dict(zip(self._names, values, strict=True)))
         self._absorb(slot, new, pending)

@@ -59,16 +59,19 @@ class EnsembleStep:
     """Result of one pass.
 
     Attributes:
-        fused: log-probabilities [B, V].
-        core: the core's logits, or None when it had no say.
-        private: the expert's logits with private context, or None.
+        fused: log-probabilities of the window's exact rows. [window.exact, V]
+        core: the core's logits, all rows, or None when it had no say.
+        private: the expert's logits with private context, all rows, or None.
         core_asked: True when the core computed in this pass.
+        ahead: fused log-probabilities of the positions ahead of a prefix of the drafts, by its length.
+            [window.ahead, V]; computed when asked for, since one prefix of them stands.
     """
 
     fused: F32
     core: F32 | None
     private: F32 | None
     core_asked: bool
+    ahead: Callable[[int], F32]
 
 
 class Ensemble:
@@ -120,7 +123,7 @@ class Ensemble:
         return tuple(m for m in (self._core, self._private, self._public) if m is not None)
 
     def step(self, window: Window, committed: I32) -> EnsembleStep:
-        """Fused log-probabilities [B, V] for a window, after the tokens committed since the call before.
+        """Fused log-probabilities for a window, after the tokens committed since the call before.
 
         Raises:
             MemberLost: the core is gone and there is no expert, or the expert itself failed.
@@ -129,20 +132,20 @@ class Ensemble:
         core_call = self._ask_core(lambda core: _step_or_skip(core, window, committed, asked=asked))
         private = self._private.step(window, committed) if self._private else None
         public = self._public.step(window, committed) if self._public else None
-        core = self._answer(core_call, private, public)
+        core = self._answer(core_call, private, public, window.exact)
         if core is not None:
             self._stale = (window.start, core)
         elif self._core is not None:
             core = self._shifted(window)
-        return self._combine(core, private, public, asked=asked and self._core is not None)
+        return self._combine(core, private, public, window, asked=asked and self._core is not None)
 
     def next(self, committed: I32) -> EnsembleStep:
         """The autoregressive twin: fused next-token log-probabilities [1, V]."""
         core_call = self._ask_core(lambda core: core.next(committed)[None])
         private = self._private.next(committed)[None] if self._private else None
         public = self._public.next(committed)[None] if self._public else None
-        core = self._answer(core_call, private, public)
-        return self._combine(core, private, public, asked=core is not None)
+        core = self._answer(core_call, private, public, 1)
+        return self._combine(core, private, public, None, asked=core is not None)
 
     def shares(self, step: EnsembleStep, rows: I32, tokens: I32) -> F64:
         """The core's share in tokens chosen at rows: (1 - lam) p_core / ((1 - lam) p_core + lam p_expert). [n]"""
@@ -163,13 +166,18 @@ class Ensemble:
     def _ask_core(self, call: Callable[[Member], F32 | None]) -> Future[F32 | None] | None:
         return self._pool.submit(call, self._core) if self._core is not None and self._pool is not None else None
 
-    def _answer(self, call: Future[F32 | None] | None, private: F32 | None, public: F32 | None) -> F32 | None:
+    def _answer(
+        self, call: Future[F32 | None] | None, private: F32 | None, public: F32 | None, exact: int
+    ) -> F32 | None:
         if call is None:
             return None
         try:
             logits = call.result()
             if logits is not None and self._review is not None:
-                logits = self._review(logits, private, public)
+                # Rows ahead only draft: what they leave out costs no token its place.
+                shown = [None if rows is None else rows[:exact] for rows in (private, public)]
+                reviewed = self._review(logits[:exact], *shown)
+                logits = reviewed if exact == len(logits) else np.concatenate([reviewed, logits[exact:]])
         except MemberLost as error:
             if self._private is None or self._core is None:
                 raise
@@ -189,18 +197,28 @@ class Ensemble:
         moved[: len(kept)] = kept
         return moved
 
-    def _combine(self, core: F32 | None, private: F32 | None, public: F32 | None, *, asked: bool) -> EnsembleStep:
+    def _combine(
+        self, core: F32 | None, private: F32 | None, public: F32 | None, window: Window | None, *, asked: bool
+    ) -> EnsembleStep:
+        exact, ahead = (1, 0) if window is None else (window.exact, window.ahead)
+
+        def beyond(prefix: int) -> F32:
+            first = exact + prefix * ahead
+            return self._fuse(core, private, public, slice(first, first + ahead))
+
+        fused = self._fuse(core, private, public, slice(0, exact))
+        return EnsembleStep(fused=fused, core=core, private=private, core_asked=asked, ahead=beyond)
+
+    def _fuse(self, core: F32 | None, private: F32 | None, public: F32 | None, rows: slice) -> F32:
         weights = self._weights
-        fused = fuse(
-            core,
-            private,
-            public,
+        parts = (None if logits is None else logits[rows] for logits in (core, private, public))
+        return fuse(
+            *parts,
             lam=weights.lam,
             alpha=weights.alpha,
             contrast_top_p=weights.contrast_top_p,
             normalise=weights.normalise,
         )
-        return EnsembleStep(fused=fused, core=core, private=private, core_asked=asked)
 
 
 def _step_or_skip(core: Member, window: Window, committed: I32, *, asked: bool) -> F32 | None:

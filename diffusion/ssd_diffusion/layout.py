@@ -57,6 +57,34 @@ def pass_layout(cached: int, pending: int, u: F32) -> PassLayout:
     return PassLayout(np.arange(cached, cached + queries, dtype=np.int64), allowed)
 
 
+def lookahead_layout(cached: int, pending: int, drafts: int, ahead: int) -> PassLayout:
+    """Who may read whom in a pass that looks ahead: D + 1 windows at u = 1 in one, window i after the first i drafts.
+
+    Queries: [pending | last clean token and the first D - 1 drafts, causal | the D + 1 anchors | `ahead` open
+    positions of every window, window by window]. The anchor of window i is the token before it, once more at u = 0; it
+    reads the causal tokens before itself. Open positions read what their anchor reads, their anchor and themselves.
+
+    Args:
+        cached: P, tokens whose keys and values are held already.
+        pending: clean tokens that this pass computes for the cache.
+        drafts: D.
+        ahead: open positions of a window.
+    """
+    causal, branch = pending + drafts, np.arange(drafts + 1)
+    owner = np.concatenate([branch, np.repeat(branch, ahead)])  # window of every query behind the causal ones
+    queries = causal + len(owner)
+    own: Bool = np.zeros((queries, queries), np.bool_)
+    own[:causal, :causal] = np.tril(np.ones((causal, causal), np.bool_))
+    own[causal:, :causal] = np.arange(causal) < pending + owner[:, None]
+    own[causal:, causal : causal + drafts + 1] = owner[:, None] == branch
+    np.fill_diagonal(own, True)
+    allowed = np.concatenate([np.ones((queries, cached), np.bool_), own], axis=1)
+    first = cached + pending
+    ahead_of = (first + branch[:, None] + 1 + np.arange(ahead)).reshape(-1)
+    places = np.concatenate([np.arange(cached, first + drafts), first + branch, ahead_of])
+    return PassLayout(places.astype(np.int64), allowed)
+
+
 @dataclass(frozen=True, slots=True)
 class InputMaps:
     """The maps from tokens, distributions and noise levels to input embeddings.
@@ -86,6 +114,18 @@ class InputMaps:
     def means(self, block: int) -> F32:
         """A fresh mean of E at every position: the self-conditioning where there was no pass before. [B, H]"""
         return np.broadcast_to(self.mean, (block, len(self.mean))).astype(np.float32)
+
+    def embed_ahead(self, last: int, window: Window) -> F32:
+        """Inputs of a pass that looks ahead behind its pending tokens, in the order of `lookahead_layout`. [.., H]
+
+        Args:
+            last: the last clean token.
+            window: the window; its drafts are the first of `w_hat`.
+        """
+        tokens = np.array([last, *window.w_hat.ids], np.int32)
+        noise = self.w_diff @ self.mean + self.w_time + self.w_time_bias
+        open_rows = np.broadcast_to(noise, (len(tokens) * window.ahead, len(noise)))
+        return np.concatenate([self.embed(tokens[:-1]), self.embed_clean(tokens), open_rows]).astype(np.float32)
 
     def embed_window(
         self, window: Window, conditioning: F32, *, simplex_k: float = SIMPLEX_K, schedule_s: float = SCHEDULE_S

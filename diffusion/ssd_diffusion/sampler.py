@@ -40,6 +40,8 @@ class DecodeParams:
         eos_ids: tokens that end the answer.
         stable_passes: early exit: accept a position whose most probable token stood for so many passes ...
         stable_entropy: ... and whose entropy is at most this (nats). 0 passes: off.
+        drafts: look ahead, with so many drafts a pass (`lookahead`); it has a window of its own and one noise level.
+        leniency: which drafts may stand beside the token chosen, see `lookahead.stands`; 0: none.
     """
 
     block: int = 16
@@ -52,6 +54,8 @@ class DecodeParams:
     eos_ids: tuple[int, ...] = ()
     stable_passes: int = 0
     stable_entropy: float = 0.1
+    drafts: int = 0
+    leniency: float = 0.0
 
     def __post_init__(self) -> None:
         if self.block < 1 or self.max_tokens < 1:
@@ -64,6 +68,10 @@ class DecodeParams:
             raise InvalidStep(f"top-p must be above 0 and at most 1, not {self.top_p}")
         if not self.entropy_budget >= 0.0:
             raise InvalidStep(f"the entropy budget must be 0 or more, not {self.entropy_budget}")
+        if self.drafts < 0:
+            raise InvalidStep(f"the number of drafts must be 0 or more, not {self.drafts}")
+        if not 0.0 <= self.leniency <= 1.0:
+            raise InvalidStep(f"the leniency must lie between 0 and 1, not {self.leniency}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ class StepEvent:
         core_share: the core's share in each committed token, see `Ensemble.shares`. [len(committed)]
         core_asked: True when the core computed in this pass.
         finish: why the answer ends with this pass, or None.
-        fused: log-probabilities [B, V] (not kept by the sampler).
+        fused: log-probabilities of the exact rows [window.exact, V] (not kept by the sampler).
     """
 
     window: Window

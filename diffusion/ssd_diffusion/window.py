@@ -43,6 +43,8 @@ class Window:
         u: noise level per position [B] in [0, 1]; 0 = accepted (clean), 1 = pure noise.
         w_hat: the estimate per position; one id where accepted, none where u == 1.
         noise_key: key of the shared noise.
+        drafts: None for a window whose positions read one another. Else the pass looks ahead (`lookahead`): so many
+            leading positions hold drafts, read causally, and the others are open after each prefix of the drafts.
     """
 
     start: int
@@ -51,6 +53,22 @@ class Window:
     u: F32
     w_hat: TokenSets
     noise_key: int
+    drafts: int | None = None
+
+    @property
+    def exact(self) -> int:
+        """Rows of logits of which the next tokens are chosen: B, or one for every prefix of the drafts."""
+        return len(self.u) if self.drafts is None else self.drafts + 1
+
+    @property
+    def ahead(self) -> int:
+        """Open positions after each prefix of the drafts; 0 for a window that does not look ahead."""
+        return 0 if self.drafts is None else len(self.u) - self.drafts
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits of the pass: the exact ones, then those ahead of each prefix of the drafts."""
+        return self.exact * (1 + self.ahead)
 
     @property
     def positions(self) -> I32:

@@ -12,6 +12,7 @@ import pytest
 from ssd_client.onnx_engine import OnnxEngine
 from ssd_diffusion.errors import ContextOverflow, InvalidModel, InvalidStep
 from ssd_diffusion.export.onnx import export
+from ssd_diffusion.lookahead import LookaheadState
 from ssd_diffusion.models.engine import TorchEngine
 from ssd_diffusion.models.folder import load
 from ssd_diffusion.models.tiny import write_tiny
@@ -54,6 +55,11 @@ def test_it_says_what_the_torch_engine_says(folders: dict[str, Path], family: st
         for one in (ours, theirs):
             one.commit([0], [np.array(committed, np.int32)])
         np.testing.assert_allclose(ours.step([0], [w])[0], theirs.step([0], [w])[0], atol=3e-4)
+    for step, drafts in ((4, []), (5, [7, 8, 9])):
+        state = LookaheadState(noise_key=1, width=2, limit=99, start=step, step=step, drafts=np.array(drafts, np.int32))
+        found = [one.step([0], [state.window()])[0] for one in (ours, theirs)]
+        assert found[0].shape[0] == state.window().rows
+        np.testing.assert_allclose(*found, atol=3e-4)
     np.testing.assert_allclose(ours.next_logits([0])[0], theirs.next_logits([0])[0], atol=3e-4)
     assert ours.forward_passes(0) == theirs.forward_passes(0)
 

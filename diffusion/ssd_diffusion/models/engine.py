@@ -18,11 +18,21 @@ from torch import Tensor
 
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.layout import embed_noised
-from ssd_diffusion.models.ssd2 import Ssd2Model, pass_layout
+from ssd_diffusion.models.ssd2 import PassLayout, Ssd2Model, lookahead_layout, pass_layout
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.window import Window
 
 _KEY_BUCKET = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Padded sizes of a group: of the past and of the pending tokens, positions of the window, drafts among them."""
+
+    past: int
+    pending: int
+    block: int
+    drafts: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +42,7 @@ class _Row:
     index: int
     slot: Slot[Tensor]
     window: Window | None
-    shape: tuple[int, int, int]
+    shape: _Shape
 
 
 class TorchEngine(SlotEngine[Tensor]):
@@ -95,11 +105,12 @@ class TorchEngine(SlotEngine[Tensor]):
         pending = slot.pending if limit is None else min(slot.pending, limit)
         past = -(-slot.cached // _KEY_BUCKET) * _KEY_BUCKET
         padded = 1 << (pending - 1).bit_length() if pending > 0 else 0
-        return _Row(index, slot, window, (past, padded, 0 if window is None else len(window.u)))
+        block, drafts = (0, None) if window is None else (len(window.u), window.drafts)
+        return _Row(index, slot, window, _Shape(past, padded, block, drafts))
 
     @torch.inference_mode()
     def _run(self, rows: list[_Row], *, want_next: bool = False) -> dict[int, F32]:
-        groups: dict[tuple[int, int, int], list[_Row]] = defaultdict(list)
+        groups: dict[_Shape, list[_Row]] = defaultdict(list)
         for row in rows:
             groups[row.shape].append(row)
         found: dict[int, F32] = {}
@@ -108,45 +119,54 @@ class TorchEngine(SlotEngine[Tensor]):
                 found.update(self._pass(members[first : first + self.batch_width], shape, want_next))
         return found
 
-    def _pass(self, rows: list[_Row], shape: tuple[int, int, int], want_next: bool) -> dict[int, F32]:
-        past_length, pending_length, block = shape
-        if block == 0 and pending_length == 0 and not want_next:
+    def _pass(self, rows: list[_Row], shape: _Shape, want_next: bool) -> dict[int, F32]:
+        looks = shape.drafts is not None
+        if shape.block == 0 and shape.pending == 0 and not want_next and not looks:
             return {}
         filled = rows + [rows[0]] * (self.batch_width - len(rows))
-        counts = [min(r.slot.pending, pending_length) for r in filled]
-        inputs, u = self._inputs(filled, counts, pending_length, block)
-        layout = pass_layout(
-            torch.tensor([r.slot.cached for r in filled], device=self._device),
-            torch.tensor(counts, device=self._device),
-            u, past_length=past_length, pending_length=pending_length,
-        )  # fmt: skip
+        counts = [min(r.slot.pending, shape.pending) for r in filled]
+        inputs, layout = (self._ahead_inputs if looks else self._inputs)(filled, counts, shape)
         hidden, new = self.model.forward_pass(
-            inputs, layout.position_ids, layout.allowed, self._past(filled, past_length)
+            inputs, layout.position_ids, layout.allowed, self._past(filled, shape.past)
         )
-        if block:
-            logits = self.model.logits(hidden[:, pending_length : pending_length + block]).float()
-            conditioning = self.model.read(logits)
-        elif want_next:
-            logits = self.model.logits(hidden[:, pending_length]).float()
+        if want_next:
+            hidden = hidden[:, shape.pending]
+        elif looks:
+            hidden = hidden[:, shape.pending + (shape.drafts or 0) :]
+        else:
+            hidden = hidden[:, shape.pending : shape.pending + shape.block]
+        logits = self.model.logits(hidden).float()
+        conditioning = self.model.read(logits) if shape.block and not looks else None
         found: dict[int, F32] = {}
         for i, row in enumerate(rows):
             assert new is not None
             self._absorb(row.slot, new[:, :, i, :, : counts[i]])
             row.slot.passes += 1
             if row.window is not None:
-                row.slot.sc_out, row.slot.sc_out_start = conditioning[i].clone(), row.window.start
-            if block or want_next:
+                row.slot.sc_out = None if conditioning is None else conditioning[i].clone()
+                row.slot.sc_out_start = row.window.start
+            if row.window is not None or want_next:
                 found[row.index] = logits[i].cpu().numpy()
         return found
 
-    def _inputs(self, rows: list[_Row], counts: list[int], pending_length: int, block: int) -> tuple[Tensor, Tensor]:
-        model = self.model
+    def _clean(self, rows: list[_Row], counts: list[int], pending_length: int) -> Tensor:
+        """Pending tokens, padded, and the one after them. [R, P + 1]"""
         clean = torch.zeros(len(rows), pending_length + 1, dtype=torch.long)
         for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
             waiting = row.slot.tokens[row.slot.cached : row.slot.cached + count]
             clean[i, : len(waiting)] = torch.tensor(waiting)
             clean[i, -1] = row.slot.tokens[row.slot.cached + count]
-        clean = clean.to(self._device)
+        return clean.to(self._device)
+
+    def _lengths(self, rows: list[_Row], counts: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.tensor([r.slot.cached for r in rows], device=self._device), torch.tensor(
+            counts, device=self._device
+        )
+
+    def _inputs(self, rows: list[_Row], counts: list[int], shape: _Shape) -> tuple[Tensor, PassLayout]:
+        """Inputs and layout of windows whose positions read one another, and of causal passes."""
+        model, block = self.model, shape.block
+        clean = self._clean(rows, counts, shape.pending)
         parts = [model.embed(clean[:, :-1])]
         # A causal pass (the autoregressive twin) reads its last token as the base does; a window's anchor is at u = 0.
         parts.append(model.embed_clean(clean[:, -1:]) if block else model.embed(clean[:, -1:]))
@@ -162,7 +182,26 @@ class TorchEngine(SlotEngine[Tensor]):
             conditioning = torch.stack([self._conditioning(row) for row in rows])
             noise = torch.from_numpy(noised).to(self._device, self._dtype)
             parts.append(model.embed_window(tokens.to(self._device), u.to(self._device), noise, conditioning))
-        return torch.cat(parts, dim=1), u.to(self._device)
+        cached, pending = self._lengths(rows, counts)
+        layout = pass_layout(cached, pending, u.to(self._device), past_length=shape.past, pending_length=shape.pending)
+        return torch.cat(parts, dim=1), layout
+
+    def _ahead_inputs(self, rows: list[_Row], counts: list[int], shape: _Shape) -> tuple[Tensor, PassLayout]:
+        """Inputs and layout of passes that look ahead, see `lookahead_layout`."""
+        model, drafts = self.model, shape.drafts or 0
+        ahead = shape.block - drafts
+        clean = self._clean(rows, counts, shape.pending)
+        drafted = torch.tensor([r.window.w_hat.ids.tolist() for r in rows if r.window is not None], dtype=torch.long)
+        tokens = torch.cat([clean[:, -1:], drafted.view(len(rows), drafts).to(self._device)], dim=1)
+        nothing = torch.zeros(
+            len(rows), (drafts + 1) * ahead, model.hidden_size, device=self._device, dtype=self._dtype
+        )
+        noise = torch.ones(nothing.shape[:2], device=self._device)
+        parts = [model.embed(clean[:, :-1]), model.embed(tokens[:, :-1]), model.embed_clean(tokens)]
+        parts.append(model.embed_window(torch.zeros_like(noise, dtype=torch.long), noise, nothing, nothing))
+        cached, pending = self._lengths(rows, counts)
+        layout = lookahead_layout(cached, pending, drafts, ahead, past_length=shape.past, pending_length=shape.pending)
+        return torch.cat(parts, dim=1), layout
 
     def _noised(self, window: Window) -> F32:
         """softmax(x_t) E at the open positions with 0 < u < 1, zero elsewhere. [B, H]"""

@@ -216,3 +216,38 @@ def pass_layout(cached: Tensor, pending: Tensor, u: Tensor, *, past_length: int,
     first = torch.minimum(cached[:, None] + pend, (cached + pending)[:, None])
     after = (cached + pending)[:, None] + torch.arange(1 + block, device=device)
     return PassLayout(position_ids=torch.cat([first, after], dim=1), allowed=allowed)
+
+
+def lookahead_layout(
+    cached: Tensor, pending: Tensor, drafts: int, ahead: int, *, past_length: int, pending_length: int
+) -> PassLayout:
+    """`ssd_diffusion.layout.lookahead_layout` for padded rows.
+
+    Args:
+        cached: true length of the past. [R]
+        pending: true number of pending tokens. [R]
+        drafts: D, the same in every row.
+        ahead: open positions after each prefix of the drafts.
+        past_length: padded length L of the past.
+        pending_length: padded number P of pending tokens.
+    """
+    device, rows = cached.device, len(cached)
+    plain = pass_layout(
+        cached, pending, torch.zeros(rows, 0, device=device), past_length=past_length, pending_length=pending_length
+    )
+    branch = torch.arange(drafts + 1, device=device)
+    owner = torch.cat([branch, branch.repeat_interleave(ahead)])
+    extra, head = drafts + len(owner), past_length + pending_length
+    allowed = torch.zeros(rows, pending_length + extra, head + extra, dtype=torch.bool, device=device)
+    allowed[:, :pending_length, :head] = plain.allowed[:, :pending_length, :head]
+    allowed[:, pending_length:, :head] = plain.allowed[:, pending_length:, :head]
+    own = torch.zeros(extra, extra, dtype=torch.bool, device=device)
+    own[:drafts, :drafts] = torch.ones(drafts, drafts, dtype=torch.bool, device=device).tril()
+    own[drafts:, :drafts] = torch.arange(drafts, device=device) < owner[:, None]
+    own[drafts:, drafts : 2 * drafts + 1] = owner[:, None] == branch
+    own |= torch.eye(extra, dtype=torch.bool, device=device)
+    allowed[:, pending_length:, head:] = own
+    after = (branch[:, None] + 1 + torch.arange(ahead, device=device)).flatten()
+    offsets = torch.cat([torch.arange(drafts, device=device), branch, after])
+    behind = (cached + pending)[:, None] + offsets
+    return PassLayout(torch.cat([plain.position_ids[:, :pending_length], behind], dim=1), allowed)
