@@ -7,8 +7,9 @@ that was killed goes on from `training/`. Knows nothing about the terminal.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from ssd_diffusion.training import data, loop, lora
 from ssd_diffusion.training.evaluate import Scores, evaluate
 from ssd_diffusion.training.objective import ObjectiveOptions
 
-_HELD_OUT_EVERY = 20
+HELD_OUT_EVERY = 20
+"""Of so many documents one is held out."""
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
@@ -110,7 +112,7 @@ def adapt(
     before = score(model, "scoring the base")
     wrapped = lora.attach(model, lora.LoraOptions(rank=options.rank, alpha=2 * options.rank), seed=options.seed)
     on_stage("training")
-    report = loop.train(model, rows, _train_options(options), on_progress=on_progress)
+    report = loop.train(model, rows, train_options(options), on_progress=on_progress)
     after = score(model, "scoring the adapted model")
     on_stage("writing the model")
     _write(model, wrapped, options, source, report, (before, after))
@@ -130,7 +132,7 @@ def base_folder(base: str, home: Path, out: Path) -> Path:
         path = _from_hub(base)
     if (path / TOKENIZER_FILE).is_file():
         return path
-    return _with_tokenizer(path, out / "base")
+    return with_tokenizer(path, out / "base")
 
 
 def open_base(source: Path) -> Ssd2Model:
@@ -156,9 +158,18 @@ def read_data(paths: Sequence[Path], tokenizer: Tokenizer) -> Texts:
     Raises:
         TrainingError: a path that cannot be read, or nothing in them.
     """
+    return tokenize(data.read_items(paths), tokenizer)
+
+
+def tokenize(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
+    """Documents and chats as token ids.
+
+    Raises:
+        TrainingError: there is none.
+    """
     documents: list[Sequence[int]] = []
     pairs: list[data.Pair] = []
-    for item in data.read_items(paths):
+    for item in items:
         if isinstance(item, str):
             documents.append(tokenizer.encode(item).tolist())
         elif item[-1]["role"] == "assistant":
@@ -172,11 +183,11 @@ def read_data(paths: Sequence[Path], tokenizer: Tokenizer) -> Texts:
 
 def split_documents(texts: Texts) -> tuple[Texts, Texts | None]:
     """Every twentieth document and chat is held out, after one fixed shuffle; None when there are too few."""
-    if len(texts.documents) < _HELD_OUT_EVERY:
+    if len(texts.documents) < HELD_OUT_EVERY:
         return texts, None
     order = [int(i) for i in np.random.default_rng(7).permutation(len(texts.documents))]
-    held = set(order[::_HELD_OUT_EVERY])
-    pairs = [p for i, p in enumerate(texts.pairs) if i % _HELD_OUT_EVERY]
+    held = set(order[::HELD_OUT_EVERY])
+    pairs = [p for i, p in enumerate(texts.pairs) if i % HELD_OUT_EVERY]
     train = Texts([texts.documents[i] for i in order if i not in held], pairs)
     return train, Texts([texts.documents[i] for i in sorted(held)], [])
 
@@ -205,7 +216,8 @@ def training_rows(texts: Texts, options: AdaptOptions, eos: int) -> data.Rows:
     return data.MixedRows(sources, options.seed)
 
 
-def _train_options(options: AdaptOptions) -> loop.TrainOptions:
+def train_options(options: AdaptOptions) -> loop.TrainOptions:
+    """How the loop is to train; its state is kept in OUT/training."""
     return loop.TrainOptions(
         steps=options.steps, max_minutes=options.max_minutes, learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps, accumulate=options.accumulate, objective=ObjectiveOptions(),
@@ -261,18 +273,23 @@ def _from_hub(name: str) -> Path:
         raise InvalidModel(f"there is no folder {name}, and the hub gives no model of that name; check both") from error
 
 
-def _with_tokenizer(path: Path, scratch: Path) -> Path:
-    """The same folder beside a tokenizer.json, for bases that keep theirs in another form (OPT's vocab and merges)."""
+def with_tokenizer(path: Path, scratch: Path) -> Path:
+    """The same folder beside a tokenizer.json, for bases that keep theirs in another form (OPT's vocab and merges).
+
+    Raises:
+        InvalidModel: transformers finds no tokenizer there.
+    """
     import transformers
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InvalidModel(f"{path} has no tokenizer that can be read; fetch the model again") from error
-    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    tokenizer.save_pretrained(scratch)  # before the links, through which it would write into the base itself
     for file in path.iterdir():
         link = scratch / file.name
         if file.is_file() and not link.exists():
             link.symlink_to(file.resolve())
-    tokenizer.save_pretrained(scratch)
     return scratch

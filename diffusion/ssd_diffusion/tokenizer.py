@@ -101,7 +101,7 @@ class Tokenizer:
             _plain=plain,
             _names=names,
             _control=_control_tokens(special),
-            _add_bos=bool(config.get("add_bos_token", False)),
+            _add_bos=bool(config.get("add_bos_token", False)) or _puts_in_front(special),
         )
 
     def encode(self, text: str, *, special: bool = False) -> I32:
@@ -123,6 +123,17 @@ class Tokenizer:
         """The vocabulary's own spelling of an id ("" where it has none)."""
         return str(self._special.id_to_token(int(token_id)) or "")
 
+    @property
+    def roles(self) -> dict[str, int]:
+        """Ids of the named special tokens that the vocabulary holds: "bos", "eos", "pad", "unk" and their like."""
+        found = {name.removesuffix("_token"): self._special.token_to_id(text) for name, text in self._names.items()}
+        return {role: int(token_id) for role, token_id in found.items() if token_id is not None}
+
+    @property
+    def opening(self) -> I32:
+        """What stands before a text that begins a context: the bos token of vocabularies that ask for it. [0 or 1]"""
+        return np.array([] if self.bos_id is None or not self._add_bos else [self.bos_id], np.int32)
+
     def stream(self) -> StreamDecoder:
         """A decoder for an answer that arrives in pieces."""
         return StreamDecoder(self)
@@ -141,8 +152,9 @@ class Tokenizer:
         """
         if self.chat_template is None:
             ids = self.encode("\n\n".join(message["content"] for message in messages))
-            start = self.bos_id if self._add_bos or not len(ids) else None
-            return ids if start is None else np.concatenate([np.array([start], np.int32), ids])
+            if not len(ids) and self.bos_id is not None:
+                return np.array([self.bos_id], np.int32)
+            return np.concatenate([self.opening, ids])
         marked = [{key: self._mark(value) for key, value in message.items()} for message in messages]
         return self._encode_marked(self._render(marked, add_generation_prompt))
 
@@ -290,12 +302,20 @@ def _control_tokens(tokenizer: _Vocabulary) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
+def _puts_in_front(tokenizer: _Vocabulary) -> bool:
+    """Whether the post-processor opens a text with a token: where transformers keeps what OPT's add_bos_token says."""
+    plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    return len(whole) > len(plain) and list(whole[1 : 1 + len(plain)]) == list(plain)
+
+
 class _Vocabulary(Protocol):
-    """The two methods of tokenizers.Tokenizer that the helpers above use."""
+    """The methods of tokenizers.Tokenizer that the helpers above use."""
 
     def token_to_id(self, token: str) -> int | None: ...
 
     def get_added_tokens_decoder(self) -> Mapping[int, Any]: ...
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Any: ...
 
 
 class _GenerationTag(jinja2.ext.Extension):

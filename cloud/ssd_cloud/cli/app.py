@@ -21,10 +21,15 @@ from ssd_diffusion.terminal import printable
 from ssd_cloud import __version__, config
 from ssd_cloud.errors import UsageError
 
-_LATE = {"adapt": "ssd_cloud.cli.adapt", "instruct": "ssd_cloud.cli.instruct"}
+_LATE = {
+    "adapt": "ssd_cloud.cli.adapt",
+    "instruct": "ssd_cloud.cli.instruct",
+    "expert-base": "ssd_cloud.cli.expert_base",
+}
 _LATE_HELP = {
     "adapt": "Turn a pretrained decoder into a diffusion core.",
     "instruct": "Finetune a diffusion core on instructions.",
+    "expert-base": "Put an expert's base into a core's vocabulary.",
 }
 
 app = typer.Typer(
@@ -256,7 +261,7 @@ def _register_late(given: list[str]) -> None:
                 continue
             app.registered_commands.remove(present)
         if name in given:
-            function: Any = getattr(importlib.import_module(module), name)
+            function: Any = getattr(importlib.import_module(module), name.replace("-", "_"))
         else:
             function = _placeholder
         app.command(name, help=None if name in given else _LATE_HELP[name])(function)

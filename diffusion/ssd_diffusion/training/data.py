@@ -179,7 +179,11 @@ class MixedRows:
         return self.sources[min(pick, len(self.sources) - 1)].batch(step)
 
 
-def read_items(paths: Iterable[Path]) -> Iterator[str | list[dict[str, str]]]:
+Item = str | list[dict[str, str]]
+"""A document, or a conversation as messages with role and content."""
+
+
+def read_items(paths: Iterable[Path]) -> Iterator[Item]:
     """Documents (text files, and JSONL rows with `text`) and conversations (DOLLY's columns, or chat `messages`).
 
     Raises:
@@ -196,7 +200,7 @@ def read_items(paths: Iterable[Path]) -> Iterator[str | list[dict[str, str]]]:
                 raise TrainingError(f"{path} cannot be read as text ({error}); leave it out") from error
 
 
-def _item(row: dict[str, Any], where: str) -> str | list[dict[str, str]]:
+def _item(row: dict[str, Any], where: str) -> Item:
     if isinstance(row.get("text"), str):
         return str(row["text"])
     if isinstance(row.get("instruction"), str) and isinstance(row.get("response"), str):

@@ -1,0 +1,170 @@
+"""Which tokens of one vocabulary stand for a token of another: the one with its bytes or its role, or its pieces.
+
+Reads what every id means as bytes from a folder's tokenizer.json: byte-level vocabularies (GPT-2, OPT, SmolLM2), and
+those that write a mark for the space (SentencePiece). Knows nothing about weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.tokenizer import TOKENIZER_FILE, Tokenizer
+
+How = Literal["copied", "role", "averaged"]
+ROLES = ("eos", "bos", "pad", "unk")
+"""What a special token can be for; the first one counts for a token that is several (OPT's </s> is eos, bos, unk)."""
+
+_SPELLED = {"<s>": "bos", "</s>": "eos", "<pad>": "pad", "<unk>": "unk"}
+"""What tokens spelled so, at the head of a vocabulary, are for; OPT's files do not say it of <s> and <unk>."""
+_SPACE = "\u2581"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A vocabulary by id.
+
+    Attributes:
+        tokens: the bytes of every id, None for an id without a token. [V]
+        special: ids that text never gives: control tokens, and those with a purpose.
+        purposes: what the ids of named special tokens are for.
+        roles: the id that stands for each role.
+        tokenizer: splits a text into ids.
+    """
+
+    tokens: tuple[bytes | None, ...]
+    special: frozenset[int]
+    purposes: Mapping[int, str]
+    roles: Mapping[str, int]
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def load(folder: Path) -> Vocabulary:
+        """The vocabulary of a folder with a tokenizer.json.
+
+        Raises:
+            InvalidModel: no tokenizer, or one whose tokens cannot be read as bytes.
+        """
+        tokenizer = Tokenizer.load(folder)
+        source: dict[str, Any] = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        added = {int(one["id"]): one for one in source.get("added_tokens") or []}
+        kinds = _kinds(source.get("decoder"))
+        spelled = [tokenizer.token(i) for i in range(tokenizer.vocab)]
+        tokens = tuple(
+            str(added[i]["content"]).encode() if i in added else _bytes(text, kinds, folder)
+            for i, text in enumerate(spelled)
+        )
+        spelled_for = {i: _SPELLED[text] for i, text in enumerate(spelled[: len(_SPELLED)]) if text in _SPELLED}
+        named = {role: tokenizer.roles[role] for role in ROLES if role in tokenizer.roles}
+        purposes = spelled_for | {i: role for role, i in reversed(named.items())}
+        special = purposes.keys() | {i for i, one in added.items() if one.get("special")}
+        roles = {role: i for i, role in spelled_for.items()} | named
+        return Vocabulary(tokens, frozenset(special), purposes, roles, tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a token's row comes from: the mean of the rows `ids` of the other vocabulary; of all where there are none.
+
+    Attributes:
+        how: "copied" (the same bytes), "role" (another token for the same purpose) or "averaged" (pieces of its bytes).
+        ids: ids in the other vocabulary.
+    """
+
+    how: How
+    ids: tuple[int, ...]
+
+
+def origins(new: Vocabulary, old: Vocabulary) -> tuple[Origin, ...]:
+    """For every id of a new vocabulary, which ids of an old one its row starts from. [V of the new one]"""
+    ordinary, control = _by_bytes(old, special=False), _by_bytes(old, special=True)
+    either = control | ordinary
+    found = []
+    for i, token in enumerate(new.tokens):
+        same = (control if i in new.purposes else either).get(token or b"")
+        if same is not None:
+            found.append(Origin("copied", (same,)))
+        elif (stand_in := _stand_in(new.purposes.get(i), old.roles)) is not None:
+            found.append(Origin("role", (stand_in,)))
+        else:
+            found.append(Origin("averaged", _pieces(token or b"", old, ordinary)))
+    return tuple(found)
+
+
+def counts(found: Sequence[Origin]) -> dict[How, int]:
+    """How many rows came about in each way."""
+    seen = Counter(one.how for one in found)
+    return {"copied": seen["copied"], "averaged": seen["averaged"], "role": seen["role"]}
+
+
+def _pieces(token: bytes, old: Vocabulary, ordinary: Mapping[bytes, int]) -> tuple[int, ...]:
+    """Ids that the old tokenizer splits a token's bytes into; where these are no text, the longest that fits first."""
+    try:
+        return tuple(int(i) for i in old.tokenizer.encode(token.decode("utf-8")))
+    except UnicodeDecodeError:  # a token may end within a character
+        pass
+    ids: list[int] = []
+    place = 0
+    while place < len(token):
+        end = next((e for e in range(len(token), place, -1) if token[place:e] in ordinary), None)
+        if end is not None:
+            ids.append(ordinary[token[place:end]])
+        place = end or place + 1  # some vocabularies lack the bytes that never occur in UTF-8
+    return tuple(ids)
+
+
+def _stand_in(role: str | None, roles: Mapping[str, int]) -> int | None:
+    """The old token for a role; for one that the old vocabulary lacks, the token that ends or begins a text."""
+    if role is None:
+        return None
+    return next((roles[one] for one in (role, "eos", "bos") if one in roles), None)
+
+
+def _by_bytes(vocabulary: Vocabulary, *, special: bool) -> dict[bytes, int]:
+    """Ids by bytes, the lowest first where two ids mean the same."""
+    held: dict[bytes, int] = {}
+    for i, token in enumerate(vocabulary.tokens):
+        if token and (i in vocabulary.special) == special:
+            held.setdefault(token, i)
+    return held
+
+
+def _kinds(decoder: object) -> frozenset[str]:
+    """The types of a decoder's parts; a Replace of the space's mark counts as Metaspace."""
+    if not isinstance(decoder, dict):
+        return frozenset()
+    own = {str(decoder.get("type"))}
+    if decoder.get("pattern") == {"String": _SPACE}:
+        own.add("Metaspace")
+    return frozenset(own).union(*(_kinds(part) for part in decoder.get("decoders") or []))
+
+
+def _bytes(text: str, kinds: frozenset[str], folder: Path) -> bytes | None:
+    if not text:
+        return None
+    if "ByteLevel" in kinds:
+        return b"".join(_ALPHABET.get(char, char.encode()) for char in text)
+    if "Metaspace" not in kinds:
+        raise InvalidModel(
+            f"the tokens in {folder / TOKENIZER_FILE} are neither byte-level nor SentencePiece's, so their bytes are "
+            "unknown; take a model with a vocabulary of either kind"
+        )
+    byte = _BYTE.fullmatch(text) if "ByteFallback" in kinds else None
+    return bytes([int(byte[1], 16)]) if byte else text.replace(_SPACE, " ").encode()
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """The byte behind every character that byte-level BPE writes (GPT-2's table)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    shifted = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): bytes([b]) for b in plain} | {chr(256 + i): bytes([b]) for i, b in enumerate(shifted)}
+
+
+_ALPHABET = _byte_alphabet()
