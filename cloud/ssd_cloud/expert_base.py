@@ -8,9 +8,6 @@ complete. A run that was killed goes on from OUT/training. Knows nothing about t
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from ssd_diffusion import packaged, vocabulary
-from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import InvalidModel, TrainingError
-from ssd_diffusion.models import folder
+from ssd_diffusion.models.folder import CARD_FILE
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.spec_file import SPEC_FILE, read_spec
 from ssd_diffusion.tokenizer import TOKENIZER_FILE
 from ssd_diffusion.training import data, loop, lora, per_byte
 from ssd_diffusion.training.new_rows import exchange_rows, open_rows
 
+from ssd_cloud import expert_base_folder as place
 from ssd_cloud.adapt import (
     HELD_OUT_EVERY,
     AdaptOptions,
@@ -42,10 +39,6 @@ from ssd_cloud.adapt import (
 )
 from ssd_cloud.errors import UsageError
 from ssd_cloud.opt_vocabulary import write_opt_tokenizer
-
-KIND = "expert base"
-_RUN_FILE, _WRITING = "run.json", ".writing"
-_MADE = ("*.json", "*.safetensors", "*.jinja", "loss.png")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +107,7 @@ def expert_base(options: ExpertBaseOptions, home: Path, watch: Watch | None = No
     """
     watch = watch or Watch()
     _check(options)
+    place.check(options.training.out)
     with tempfile.TemporaryDirectory(prefix="ssd-tokenizer-") as scratch:
         watch.stage("reading the vocabularies")
         tokenizer = tokenizer_folder(options.tokenizer, options.vocab, Path(scratch) / "tokenizer")
@@ -147,18 +141,12 @@ def tokenizer_folder(name: str, vocab: Path | None, scratch: Path) -> Path:
 
 
 def _check(options: ExpertBaseOptions) -> None:
-    training, out = options.training, options.training.out
+    training = options.training
     bounded = training.steps is not None or training.max_minutes is not None
     if bounded and not training.data:
         raise UsageError("there is nothing to train on; give --data, or leave out --steps and --max-minutes")
     if training.data and not bounded:
         raise TrainingError("training needs a bound; give --steps or --max-minutes")
-    if not out.exists():
-        return
-    held = {path.name for path in out.iterdir()} if out.is_dir() else {""}
-    ours = _WRITING in held or (out / "training" / _RUN_FILE).is_file() or _read(out / folder.CARD_FILE, "kind") == KIND
-    if held and not ours:
-        raise UsageError(f"{out} holds something else than an expert base; name a folder that is new or empty")
 
 
 def _source_folder(name: str, home: Path) -> Path:
@@ -176,7 +164,8 @@ def _make(options: ExpertBaseOptions, source: Path, tokenizer: Path, watch: Watc
     old, new = vocabulary.Vocabulary.load(source), vocabulary.Vocabulary.load(tokenizer)
     origins = vocabulary.origins(new, old)
     learned, held = _split(options)
-    _claim(options, source, new, learned)
+    if learned:
+        place.claim(options.training, _identity(source), new.tokenizer.fingerprint, learned)
     watch.stage("reading the source")
     model = open_base(source)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -193,7 +182,7 @@ def _make(options: ExpertBaseOptions, source: Path, tokenizer: Path, watch: Watc
     scored = None if before is None or switched is None else Scored(before, switched, trained)
     rows = vocabulary.counts(origins)
     card = _card(options, source, new, rows, report, scored)
-    spec = _write(model, options, source, tokenizer, card, report)
+    spec = place.write(model, options.training.out, source, tokenizer, card, report)
     return Made(options.training.out, spec.model_id, spec.tokenizer_fingerprint, rows, report, scored)
 
 
@@ -245,42 +234,14 @@ def _train(
     return report
 
 
-def _claim(options: ExpertBaseOptions, source: Path, new: vocabulary.Vocabulary, learned: Sequence[data.Item]) -> None:
-    """Note in OUT/training for which run its checkpoint is.
-
-    Raises:
-        UsageError: it is another run's, and is to be gone on from.
-    """
-    if not learned:
-        return
-    training, path = options.training, options.training.out / "training" / _RUN_FILE
-    run = {
-        "source": _identity(source), "vocabulary": new.tokenizer.fingerprint, "rank": training.rank,
-        "block": training.block, "length": training.length, "rows": training.rows, "seed": training.seed,
-        "accumulate": training.accumulate, "learning_rate": training.learning_rate,
-        "data": hashlib.sha256(json.dumps(learned).encode()).hexdigest(),
-    }  # fmt: skip
-    if not training.resume:
-        shutil.rmtree(path.parent, ignore_errors=True)
-    elif path.is_file() and (other := [key for key, value in run.items() if _read(path, key) != value]):
-        raise UsageError(
-            f"{path.parent} is of a run with another {' and '.join(other)}; give --no-resume to start anew, or name "
-            "another folder to make"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(run, indent=1) + "\n")
-    scratch.replace(path)
-
-
 def _card(
     options: ExpertBaseOptions, source: Path, new: vocabulary.Vocabulary, rows: dict[vocabulary.How, int],
     report: loop.TrainReport | None, scored: Scored | None,
 ) -> dict[str, Any]:  # fmt: skip
     training = options.training
     card: dict[str, Any] = {
-        "name": training.out.resolve().name, "kind": KIND, "base": _identity(source),
-        "licence": _read(source / folder.CARD_FILE, "licence") or "that of its base, whose card names none",
+        "name": training.out.resolve().name, "kind": place.KIND, "base": _identity(source),
+        "licence": place.read(source / CARD_FILE, "licence") or "that of its base, whose card names none",
         "made": time.strftime("%Y-%m-%d", time.gmtime()), "rows": rows, "scored": scored and scored.as_json(),
         "vocabulary": {
             "from": "opt" if options.tokenizer == "opt" else Path(options.tokenizer).resolve().name,
@@ -295,40 +256,6 @@ def _card(
     return card
 
 
-def _write(
-    model: Ssd2Model, options: ExpertBaseOptions, source: Path, tokenizer: Path, card: dict[str, Any],
-    report: loop.TrainReport | None,
-) -> ModelSpec:  # fmt: skip
-    """Put the model folder together beside its place, then move it there file by file, the spec last."""
-    out = options.training.out
-    scratch = out / _WRITING
-    shutil.rmtree(scratch, ignore_errors=True)
-    kept: dict[str, Any] = {}
-    if (source / SPEC_FILE).is_file():
-        spec = read_spec(source)
-        kept = {"grid": spec.grid, "max_context": spec.max_context}
-    dtype = torch.bfloat16 if _read(source / "config.json", "dtype", "torch_dtype") == "bfloat16" else torch.float32
-    made = folder.save(model.cpu().to(dtype), scratch, name=card["name"], tokenizer=tokenizer, card=card, **kept)
-    if report is not None:
-        loop.plot(scratch / "loss.png", report.history)
-    for path in sorted((p for p in out.iterdir() if p.is_file()), key=lambda p: p.name != SPEC_FILE):
-        if any(path.match(pattern) for pattern in _MADE):
-            path.unlink()
-    for path in sorted(scratch.iterdir(), key=lambda p: p.name == SPEC_FILE):
-        path.replace(out / path.name)
-    scratch.rmdir()
-    return made
-
-
 def _identity(source: Path) -> str:
     """The model id of a model folder; of another one its name."""
     return read_spec(source).model_id if (source / SPEC_FILE).is_file() else source.resolve().name
-
-
-def _read(path: Path, *keys: str) -> Any:
-    """The first of some keys that a JSON object in a file has; None where there is none of it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return next((found[key] for key in keys if key in found), None) if isinstance(found, dict) else None

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from tokenizers import pre_tokenizers
 
-_MERGES = "t h,Ġ th,Ġth e,Ġ a,i n,Ġ s,r e,o n,Ġs h,e r,Ġ o,a t,Ġo f,Ġ m,c k,Ġa t,e n,Ġ b,o r,Ġ k,Ġk e".split(",")
+_MERGES = (
+    "t h", "Ġ th", "Ġth e", "Ġ a", "i n", "Ġ s", "r e", "o n", "Ġs h", "e r", "Ġ o", "a t", "Ġo f", "Ġ m", "c k",
+    "Ġa t", "e n", "Ġ b", "o r", "Ġ k", "Ġk e",
+)  # fmt: skip
 _LAST = ("<|endoftext|>", "madeupword0000", "madeupword0001", "madeupword0002", "<mask>")
 
 PUBLISHED = {
