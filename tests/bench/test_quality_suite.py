@@ -114,6 +114,21 @@ def test_banned_ids_are_never_written(folders):
     assert {int(i) for text in free for i in text.ids} & set(common)
 
 
+@pytest.mark.parametrize("kind", ["ssdlm", "lookahead", "ar"])
+def test_other_decoders_write_the_same_in_a_batch(folders, models, kind):
+    spec = models[0].spec
+    changes = {"drafts": 3, "leniency": 0.5} if kind == "lookahead" else {}
+    grid = spec.grid if kind == "ssdlm" else (1.0,)
+    params = DecodeParams(block=4, grid=grid, max_tokens=9, temperature=0.7, **changes)
+    engine, every = load(folders[0], slots=3, batch_width=1, threads=None), contexts(3)
+    together = decode_together(engine, every, generation.decoder(kind, params, range(3), contexts=every))
+    for number, context in enumerate(every):
+        decode = generation.decoder(kind, params, [number], contexts=[context])
+        (alone,) = decode_together(engine, [context], decode)
+        assert together[number].ids.tolist() == alone.ids.tolist()
+        assert together[number].passes == alone.passes
+
+
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if s.first_only], ids=lambda s: s.name)
 def test_the_narrow_window_writes_the_same_text(models, setting: Setting):
     core = models[0]

@@ -9,22 +9,22 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from ssd_diffusion import autoregressive, keys, sampler, ssdlm
+from ssd_diffusion import autoregressive, keys, lookahead, sampler, ssdlm
 from ssd_diffusion.ensemble import Ensemble
+from ssd_diffusion.lookahead import Drafter
 from ssd_diffusion.sampler import DecodeParams, StepEvent
 from ssd_kernels.types import I32
 
 from ssd_bench.quality.corpus import Cut
-from ssd_bench.quality.lines import JsonRecord, LineFile
+from ssd_bench.quality.lines import LineFile
 from ssd_bench.quality.models import Opened
 from ssd_bench.quality.settings import Kind, Setting, params_of, queries
 from ssd_bench.quality.together import Decode, decode_together
 
-KEY = ("setting", "how", "prompt")
+KEY = ("how", "prompt")
 SECRET = b"bench"
 _WIDE, _NARROW = 8, 32
-"""Rows of a pass: windows of many positions keep the processor busy with few, single positions need more."""
+"""Answers at once: windows of many positions keep the processor busy with few, single positions need more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,34 +69,65 @@ def write(
     """
     numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
     for setting in settings:
-        opened = models[1] if setting.base else models[0]
-        params = params_of(setting, opened.spec, tokens)
-        missing = [p for p in chosen(setting, prompts) if records.get(setting.name, setting.how, p.id) is None]
-        width = min(_NARROW if params.block == 1 else _WIDE, max(1, len(missing)))
-        engine = opened.engine(slots=width, batch_width=width, conditioned=setting.conditioned)
-        for first in range(0, len(missing), width):
-            batch = missing[first : first + width]
-            decode = decoder(setting.decoder, params, [seed + numbers[p.id] for p in batch])
-            texts = decode_together(engine, [p.context for p in batch], decode, banned=opened.spec.eos_ids)
+        opened = models[setting.base]
+        params, waiting = params_of(setting, opened.spec, tokens), missing(setting, prompts, records)
+        width = min(_NARROW if params.block == 1 else _WIDE, len(waiting))
+        rows = 1 if setting.decoder == "lookahead" else width  # its windows have many shapes, and each would be padded
+        engine = opened.engine(slots=width, batch_width=rows, conditioned=setting.conditioned) if waiting else None
+        while engine is not None and waiting:
+            batch, waiting = waiting[:width], waiting[width:]
+            seeds = [seed + numbers[prompt.id] for prompt in batch]
+            contexts = [prompt.context for prompt in batch]
+            decode = decoder(setting.decoder, params, seeds, contexts=contexts, drafter=opened.drafter)
+            texts = decode_together(engine, contexts, decode, banned=opened.spec.eos_ids)
             records.add(
-                _record(setting, prompt, seed + numbers[prompt.id], text.ids, text.passes)
-                for prompt, text in zip(batch, texts, strict=True)
-            )
+                {
+                    "setting": setting.name, "how": setting.how, "prompt": prompt.id, "seed": own,
+                    "ids": text.ids.tolist(), "passes": text.passes,
+                }
+                for prompt, own, text in zip(batch, seeds, texts, strict=True)
+            )  # fmt: skip
             advance(len(batch) * queries(setting, params))
 
 
-def work(models: tuple[Opened, Opened], settings: Sequence[Setting], prompts: Sequence[Prompt], records: LineFile,
-         *, tokens: int) -> int:  # fmt: skip
+def missing(setting: Setting, prompts: Sequence[Prompt], records: LineFile) -> list[Prompt]:
+    """The setting's prompts whose text the records do not hold yet."""
+    return [p for p in chosen(setting, prompts) if records.get(setting.how, p.id) is None]
+
+
+def work(
+    models: tuple[Opened, Opened],
+    settings: Sequence[Setting],
+    prompts: Sequence[Prompt],
+    records: LineFile,
+    *,
+    tokens: int,
+) -> int:
     """Positions that `write` has still to compute."""
-    total = 0
-    for setting in settings:
-        missing = [p for p in chosen(setting, prompts) if records.get(setting.name, setting.how, p.id) is None]
-        total += len(missing) * queries(setting, params_of(setting, models[setting.base].spec, tokens))
-    return total
+    return sum(
+        len(missing(setting, prompts, records))
+        * queries(setting, params_of(setting, models[setting.base].spec, tokens))
+        for setting in settings
+    )
 
 
-def decoder(kind: Kind, params: DecodeParams, seeds: Sequence[int]) -> Decode:
-    """The product's decoder of a kind, with keys that follow from each answer's seed."""
+def decoder(
+    kind: Kind,
+    params: DecodeParams,
+    seeds: Sequence[int],
+    *,
+    contexts: Sequence[I32] = (),
+    drafter: Drafter | None = None,
+) -> Decode:
+    """The product's decoder of a kind, with keys that follow from each answer's seed.
+
+    Args:
+        kind: which.
+        params: how.
+        seeds: of each answer.
+        contexts: of each answer; read by lookahead alone.
+        drafter: of lookahead.
+    """
 
     def decode(ensemble: Ensemble, number: int) -> Iterator[StepEvent]:
         noise_key, draw_key = keys.noise_key(seeds[number]), keys.draw_key(SECRET, seeds[number])
@@ -104,18 +135,9 @@ def decoder(kind: Kind, params: DecodeParams, seeds: Sequence[int]) -> Decode:
             return autoregressive.decode(ensemble, params, draw_key=draw_key)
         if kind == "ssdlm":
             return ssdlm.decode_blocks(ensemble, params, noise_key=noise_key, draw_key=draw_key)
+        if kind == "lookahead":
+            last = contexts[number][-2:]
+            return lookahead.decode(ensemble, params, last, drafter, noise_key=noise_key, draw_key=draw_key)
         return sampler.denoise(ensemble, params, noise_key=noise_key, draw_key=draw_key)
 
     return decode
-
-
-def ids_of(record: JsonRecord) -> I32:
-    """The ids of a record."""
-    return np.array(record["ids"], np.int32)
-
-
-def _record(setting: Setting, prompt: Prompt, seed: int, ids: I32, passes: int) -> JsonRecord:
-    return {
-        "setting": setting.name, "how": setting.how, "prompt": prompt.id, "seed": seed, "ids": ids.tolist(),
-        "passes": passes,
-    }  # fmt: skip

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 import transformers
+from ssd_diffusion.drafting import TransitionMaps
 from ssd_diffusion.engine import ModelSpec
+from ssd_diffusion.lookahead import Drafter
 from ssd_diffusion.models import folder as folders
 from ssd_diffusion.models.engine import TorchEngine
 from ssd_diffusion.models.ssd2 import Ssd2Model
@@ -50,6 +52,11 @@ class Opened:
     def writing(self) -> Ssd2Model:
         """The weights that texts are written with."""
         return folders.load(self.folder, dtype=torch.bfloat16)[0] if cpu_has_bf16() else self.reading
+
+    @cached_property
+    def drafter(self) -> Drafter | None:
+        """What the model has learned about the tokens before a draft; None where it was not taught."""
+        return TransitionMaps.of(self.reading) if self.reading.transition is not None else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssd_bench.quality.settings import HUMAN
 from ssd_bench.quality.summary import Figures
+from ssd_bench.stats import Interval
 
 _JUDGES = {"perplexity ar": "perplexity, judged by the base", "perplexity ngram": "perplexity, judged by the 5-gram"}
+_MARKERS = "osD^v<>PX*"
+
+
+class Look(NamedTuple):
+    """How the points of a setting are drawn."""
+
+    color: str
+    marker: str
 
 
 def generation(found: Mapping[str, Figures], curve: Sequence[str], path: Path) -> None:
@@ -25,23 +34,24 @@ def generation(found: Mapping[str, Figures], curve: Sequence[str], path: Path) -
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(2, 2, figsize=(13, 10))
+    looks = _looks(found, curve)
     for row, (key, label) in zip(axes, _JUDGES.items(), strict=True):
-        _against_passes(row[0], found, curve, key, label)
-        _against_entropy(row[1], found, curve, key, label)
-    _legend(figure, axes[0][0], found)
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    pyplot.close(figure)
+        _against_passes(row[0], found, looks, curve, key)
+        _against_entropy(row[1], found, looks, curve, key)
+        row[0].set_ylabel(label)
+    _finish(figure, axes, looks, path)
 
 
-def few_steps(found: Mapping[str, Figures], path: Path) -> None:
-    """Perplexity and distinct-2 against passes a token, for every judge and every chain of settings."""
+def few_steps(found: Mapping[str, Figures], curve: Sequence[str], path: Path) -> None:
+    """Perplexity under both judges and distinct-2 against passes a token; arguments as of `generation`."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, 3, figsize=(17, 5))
+    looks = _looks(found, curve)
     for axis, (key, label) in zip(axes, {**_JUDGES, "distinct-2": "distinct-2"}.items(), strict=True):
-        _against_passes(axis, found, (), key, label, log=key != "distinct-2")
-    _legend(figure, axes[0], found)
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    pyplot.close(figure)
+        _against_passes(axis, found, looks, curve, key)
+        axis.set_ylabel(label)
+    axes[2].set_yscale("linear")
+    _finish(figure, axes, looks, path)
 
 
 def _pyplot() -> Any:
@@ -53,60 +63,69 @@ def _pyplot() -> Any:
     return pyplot
 
 
+def _looks(found: Mapping[str, Figures], curve: Sequence[str]) -> dict[str, Look]:
+    """Colour and marker of every setting that a model wrote and that is not on the base's curve."""
+    shown = [name for name, figures in found.items() if "tokens a pass" in figures and name not in curve]
+    return {name: Look(f"C{i % 10}", _MARKERS[i // 10 % len(_MARKERS)]) for i, name in enumerate(shown)}
+
+
 def _against_passes(
-    axis: Any, found: Mapping[str, Figures], curve: Sequence[str], key: str, label: str, *, log: bool = True
+    axis: Any, found: Mapping[str, Figures], looks: Mapping[str, Look], curve: Sequence[str], key: str
 ) -> None:
-    for i, (name, figures) in enumerate(found.items()):
-        value = figures.get(key)
-        if value is None:
+    for name, figures in found.items():
+        if key not in figures:
             continue
-        if name == HUMAN or name in curve:
-            style = "-" if name == HUMAN else ":"
-            axis.axhline(value.value, color="black" if name == HUMAN else "grey", linestyle=style, linewidth=1)
-            axis.annotate(name, (1.0, value.value), xycoords=("axes fraction", "data"), fontsize=7, va="bottom",
-                          ha="right")  # fmt: skip
-            continue
-        if "tokens a pass" in figures:
-            _point(axis, i, 1 / figures["tokens a pass"].value, value)
+        if name in looks:
+            _point(axis, 1 / figures["tokens a pass"].value, figures[key], looks[name])
+        elif name == HUMAN or name in curve:
+            line = "-" if name == HUMAN else ":"
+            axis.axhline(figures[key].value, color="black" if name == HUMAN else "grey", linestyle=line, linewidth=1)
+            axis.annotate(
+                name, (1.0, figures[key].value), xycoords=("axes fraction", "data"), fontsize=7, va="bottom", ha="right"
+            )
     axis.set_xscale("log")
-    axis.set_yscale("log" if log else "linear")
+    axis.set_yscale("log")
     axis.set_xlabel("forward passes a token")
-    axis.set_ylabel(label)
-    axis.grid(alpha=0.3, which="both")
 
 
-def _against_entropy(axis: Any, found: Mapping[str, Figures], curve: Sequence[str], key: str, label: str) -> None:
-    drawn = [found[name] for name in curve if name in found and "entropy" in found[name]]
-    axis.plot([f["entropy"].value for f in drawn], [f[key].value for f in drawn], color="grey", linestyle=":")
-    for i, (name, figures) in enumerate(found.items()):
-        if "entropy" in figures and key in figures:
-            _point(axis, i, figures["entropy"].value, figures[key], black=name == HUMAN, grey=name in curve)
-            if name == HUMAN or name in curve:
-                axis.annotate(name, (figures["entropy"].value, figures[key].value), fontsize=7, va="bottom")
+def _against_entropy(
+    axis: Any, found: Mapping[str, Figures], looks: Mapping[str, Look], curve: Sequence[str], key: str
+) -> None:
+    drawn = sorted((found[name]["entropy"].value, found[name][key].value) for name in curve if name in found)
+    axis.plot([x for x, _ in drawn], [y for _, y in drawn], color="grey", linestyle=":")
+    for name, figures in found.items():
+        if "entropy" not in figures or not (name in looks or name == HUMAN or name in curve):
+            continue
+        look = looks.get(name, Look("black" if name == HUMAN else "grey", "o"))
+        _point(axis, figures["entropy"].value, figures[key], look)
+        if name not in looks:
+            axis.annotate(name, (figures["entropy"].value, figures[key].value), fontsize=7, va="bottom")
     axis.set_yscale("log")
     axis.set_xlabel("unigram entropy, nats")
-    axis.set_ylabel(label)
-    axis.grid(alpha=0.3, which="both")
 
 
-_MARKERS = "osD^v<>PX*"
-
-
-def _point(axis: Any, number: int, x: float, value: Any, *, black: bool = False, grey: bool = False) -> None:
-    color = "black" if black else "grey" if grey else f"C{number % 10}"
+def _point(axis: Any, x: float, value: Interval, look: Look) -> None:
     ends = [[max(value.value - value.low, 0.0)], [max(value.high - value.value, 0.0)]]
-    axis.errorbar([x], [value.value], yerr=ends, color=color, marker=_MARKERS[number // 10 % len(_MARKERS)],
-                  capsize=2, markersize=6)  # fmt: skip
+    axis.errorbar([x], [value.value], yerr=ends, color=look.color, marker=look.marker, capsize=2, markersize=6)
 
 
-def _legend(figure: Any, axis: Any, found: Mapping[str, Figures]) -> None:
-    """One legend under all panels: colour and marker by the setting's place."""
+def _finish(figure: Any, axes: Any, looks: Mapping[str, Look], path: Path) -> None:
+    """Plain numbers on the axes, one legend under all panels, the file."""
+    from matplotlib import pyplot
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    for axis in axes.flat:
+        for scale in (axis.xaxis, axis.yaxis):
+            if scale.get_scale() == "log":
+                scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                scale.set_major_formatter(StrMethodFormatter("{x:g}"))
+                scale.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3)
     handles = [
-        Line2D([], [], color=f"C{i % 10}", marker=_MARKERS[i // 10 % len(_MARKERS)], linestyle="", label=name)
-        for i, (name, figures) in enumerate(found.items())
-        if "tokens a pass" in figures
+        Line2D([], [], color=look.color, marker=look.marker, linestyle="", label=name) for name, look in looks.items()
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8, bbox_to_anchor=(0.5, -0.06))
-    del axis
+    figure.tight_layout()
+    figure.legend(handles=handles, loc="upper center", ncols=4, fontsize=8, bbox_to_anchor=(0.5, 0.0))
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+    pyplot.close(figure)

@@ -65,7 +65,8 @@ def markdown(report: Report) -> str:
     )
     intro = (
         "One core against its autoregressive base, the packaged decoder without the adapter. Intervals are 95% over "
-        "documents, seeds fixed: paired bootstrap, and the jackknife for what counts differences between texts."
+        "documents, seeds fixed: paired bootstrap, and the jackknife for what counts differences between texts. A run "
+        "goes on from the records of earlier ones with the same settings; its time is then not that of the whole."
     )
     parts = [
         head, intro, _denoising(report.denoising), _likelihood(report.likelihood), _infill(report.infill),
@@ -126,8 +127,9 @@ def _generation(report: Report) -> str:
         "written, and an interpolated Kneser-Ney 5-gram model counted on the training half of the corpora. It is low "
         "for dull and repetitive text, so the columns of diversity belong to it. `tokens a pass` counts every forward "
         "pass, that over the prompt included. The MAUVE-like score compares the texts' sentence vectors with those of "
-        "the human continuations, and a few dozen texts leave it coarse; see `ssd_bench.quality.mauve`. Settings that "
-        "take long have fewer texts (n): compare their diversity with rows of the same n.",
+        "the human continuations, and a few dozen texts leave it coarse; `human, other texts` are continuations from "
+        "as many other documents, the score that independent human text reaches here. Settings that take long have "
+        "fewer texts (n): compare their diversity with rows of the same n.",
         _texts_table(report.generation),
     ]  # fmt: skip
     if "generation" in report.plots:
@@ -135,8 +137,8 @@ def _generation(report: Report) -> str:
     if report.ratios:
         parts += [
             "### Against the base at the same temperature",
-            "Perplexity over that of the base (T 0.7) on the same prefixes, paired; below 1 is better, if diversity "
-            "is the same.",
+            "Perplexity over that of the base at the client's temperature on the same prefixes, paired; below 1 is "
+            "better, if diversity is the same.",
             table(["", *(f"{name} judges" for name in JUDGES.values())],
                   [[name, *(_cell(found.get(judge)) for judge in JUDGES)] for name, found in report.ratios.items()]),
         ]  # fmt: skip
@@ -201,7 +203,7 @@ def result_rows(report: Report) -> list[Row]:
     """Ratios for the file of results; above 1 the core is better."""
     found: list[tuple[str, Interval, str]] = []
     for name, ratios in report.ratios.items():
-        found += [(f"perplexity, base T 0.7 / {name}, {JUDGES[j]} judges", _inverse(r), "") for j, r in ratios.items()]
+        found += [(f"perplexity, base / {name}, {JUDGES[j]} judges", _inverse(r), "") for j, r in ratios.items()]
     for name, cells in report.matched.items():
         found += [
             (f"perplexity at equal {key.split(' at ')[1]}, base / {name}, {JUDGES[key.split(' at ')[0]]} judges",

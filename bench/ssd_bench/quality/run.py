@@ -21,7 +21,7 @@ from ssd_bench.quality import answers, corpus, likelihoods, plots, report, texts
 from ssd_bench.quality.likelihoods import Held
 from ssd_bench.quality.models import Opened, open_pair
 from ssd_bench.quality.report import Report
-from ssd_bench.quality.settings import CORE, REFERENCE, SETTINGS, THOUSAND, few_steps
+from ssd_bench.quality.settings import CORE, REFERENCE, SAME_TEMPERATURE, SETTINGS, THOUSAND, few_steps
 from ssd_bench.quality.summary import Figures
 from ssd_bench.quality.texts import Lengths
 from ssd_bench.runs import Outcome, publish
@@ -141,9 +141,9 @@ def _generated(found: Report, held: Held, options: Options, *, main: bool) -> Re
             plots={**found.plots, "generation": "quality.png"},
         )  # fmt: skip
     if options.few_steps:
-        steps = (CORE, *few_steps(thousand=options.thousand))
+        steps = (CORE, SAME_TEMPERATURE, *few_steps(thousand=options.thousand))
         figures = texts.figures(texts.samples(held, steps, lengths, encoder))
-        plots.few_steps(figures, options.out / "quality-few-steps.png")
+        plots.few_steps(figures, [SAME_TEMPERATURE.name], options.out / "quality-few-steps.png")
         found = replace(found, few_steps=figures, plots={**found.plots, "few steps": "quality-few-steps.png"})
     return found
 

@@ -18,7 +18,7 @@ from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.sampler import DecodeParams
 from ssd_diffusion.schedule import uniform_grid
 
-Kind = Literal["diffusion", "ar", "ssdlm"]
+Kind = Literal["diffusion", "ar", "ssdlm", "lookahead"]
 HUMAN = "human"
 SSDLM_BLOCK = 16
 
@@ -29,7 +29,7 @@ class Setting:
 
     Attributes:
         name: in reports and records.
-        decoder: the client's name of the decoder.
+        decoder: the client's name of the decoder, or lookahead for one that drafts.
         base: True for the autoregressive base in place of the core.
         changes: fields of `DecodeParams` that differ from the client's defaults.
         levels: points of the step grid; None for the client's default.
@@ -64,9 +64,10 @@ def _base(temperature: float, **changes: float) -> Setting:
     return Setting(name=name, decoder="ar", base=True, changes={"temperature": temperature, **changes})
 
 
-def _ssdlm(steps: int, share: float, *, conditioned: bool = True) -> Setting:
+def _ssdlm(steps: int, share: float) -> Setting:
+    """As its paper has it: no self-conditioning."""
     return Setting(
-        name=f"SSD-LM, {steps} steps", decoder="ssdlm", levels=steps, uniform=True, conditioned=conditioned,
+        name=f"SSD-LM, {steps} steps", decoder="ssdlm", levels=steps, uniform=True, conditioned=False,
         changes={"block": SSDLM_BLOCK}, share=share,
     )  # fmt: skip
 
@@ -74,6 +75,8 @@ def _ssdlm(steps: int, share: float, *, conditioned: bool = True) -> Setting:
 CORE = Setting(name="core, default", first_only=True)
 REFERENCE = (_base(0.5), _base(0.7), _base(0.85), _base(1.0), _base(1.0, top_p=1.0))
 """The autoregressive base over temperatures: the curve that others are compared with at equal diversity."""
+SAME_TEMPERATURE = next(s for s in REFERENCE if s.changes["temperature"] == GenerateOptions(prompt="-").temperature)
+"""The base at the client's own temperature."""
 
 SETTINGS = (
     CORE,
@@ -84,6 +87,10 @@ SETTINGS = (
     Setting(name="core, 6 levels, budget 0.1", levels=6, changes={"entropy_budget": 0.1}),
     Setting(name="core, 6 levels, budget 0.5", levels=6, changes={"entropy_budget": 0.5}),
     Setting(name="core, 6 levels, T 0.5", levels=6, changes={"temperature": 0.5}),
+    Setting(name="core, 4 drafts", decoder="lookahead", changes={"block": 1, "drafts": 4}),
+    Setting(
+        name="core, 4 drafts, leniency 0.5", decoder="lookahead", changes={"block": 1, "drafts": 4, "leniency": 0.5}
+    ),
     _ssdlm(8, 1.0),
     _ssdlm(25, 0.5),
     _ssdlm(100, 0.2),
@@ -109,10 +116,8 @@ def few_steps(*, thousand: bool) -> tuple[Setting, ...]:
             ("uniform", True, False), ("uniform", True, True), ("own grid", False, True),
         )
     ]  # fmt: skip
-    all_four: dict[str, Any] = {
-        "block": SSDLM_BLOCK, "entropy_budget": 0.5, "stable_passes": 2, "stable_entropy": 0.3,
-    }  # fmt: skip
-    window = Setting(name="window, all four", levels=8, changes=all_four)
+    all_four: dict[str, Any] = {"entropy_budget": 0.5, "stable_passes": 2, "stable_entropy": 0.3}
+    window = Setting(name="window, all four", levels=8, changes=all_four, share=0.5)
     return (
         *fixed,
         window,
@@ -140,7 +145,8 @@ def params_of(setting: Setting, spec: ModelSpec, tokens: int) -> DecodeParams:
     Raises:
         InvalidStep: values that no decoder takes.
     """
-    options = GenerateOptions(prompt="-", decoder=setting.decoder, max_tokens=tokens)
+    decoder = "diffusion" if setting.decoder == "lookahead" else setting.decoder
+    options = GenerateOptions(prompt="-", decoder=decoder, max_tokens=tokens)
     params = decode_params(options, spec, ())
     if setting.levels is not None:
         grid = uniform_grid(setting.levels) if setting.uniform else own_grid(spec.grid, setting.levels)
@@ -158,4 +164,5 @@ def queries(setting: Setting, params: DecodeParams) -> int:
     if setting.decoder == "ssdlm":
         blocks = -(-params.max_tokens // params.block)
         return blocks * len(params.grid) * (params.block + 1)
-    return params.max_tokens * (params.block + 2)
+    ahead = (params.drafts + 1) ** 2 if setting.decoder == "lookahead" else params.block
+    return params.max_tokens * (ahead + 2)

@@ -94,10 +94,12 @@ def figures(sample: Sample, human: Sample, *, resamples: int = RESAMPLES) -> Fig
         return found
     for name, statistic in CORPUS.items():
         found[name] = jackknife(partial(statistic, sample), len(sample.texts))
+        if name.startswith("distinct"):
+            found[name] = _share(found[name])
     true = human.of(sample.prompts)
     if sample.vectors is not None and true.vectors is not None:
         sets = quantise(true.vectors, sample.vectors)
-        found["mauve"] = jackknife(sets.score, len(sample.texts))
+        found["mauve"] = _share(jackknife(sets.score, len(sample.texts)))
     return found
 
 
@@ -140,6 +142,11 @@ def on_line(points: Sequence[tuple[float, float]], x: float) -> float:
 
 def _log_perplexity(sample: Sample, judge: str, rows: I64) -> float:
     return float(sample.nats[judge][rows].sum() / sample.tokens[rows].sum())
+
+
+def _share(value: Interval) -> Interval:
+    """An interval of what lies between 0 and 1."""
+    return replace(value, low=max(value.low, 0.0), high=min(value.high, 1.0))
 
 
 def _exp(nats: Interval) -> Interval:

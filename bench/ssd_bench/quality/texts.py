@@ -19,7 +19,7 @@ from ssd_bench.quality.generation import Prompt
 from ssd_bench.quality.judges import AutoregressiveJudge, Judge, NgramJudge
 from ssd_bench.quality.likelihoods import Held
 from ssd_bench.quality.lines import LineFile, digest
-from ssd_bench.quality.settings import CORE, HUMAN, REFERENCE, Setting
+from ssd_bench.quality.settings import HUMAN, REFERENCE, SAME_TEMPERATURE, Setting
 from ssd_bench.quality.summary import Figures, Sample
 from ssd_bench.stats import Interval
 
@@ -72,7 +72,7 @@ def figures(found: Mapping[str, Sample]) -> dict[str, Figures]:
 
 def ratios(found: Mapping[str, Sample]) -> dict[str, Figures]:
     """Perplexity over that of the base at the client's temperature, for everything that a model wrote."""
-    base = found[_reference_name()]
+    base = found[SAME_TEMPERATURE.name]
     return {
         name: {judge: summary.ratio(sample, base, judge) for judge in sample.nats}
         for name, sample in found.items()
@@ -96,11 +96,6 @@ def matched(found: Mapping[str, Sample]) -> dict[str, dict[str, Interval | None]
     return out
 
 
-def _reference_name() -> str:
-    temperature = CORE.changes.get("temperature", 0.7)
-    return next(s.name for s in REFERENCE if s.changes["temperature"] == temperature)
-
-
 def _write(held: Held, settings: Sequence[Setting], prompts: Sequence[Prompt], lengths: Lengths) -> dict[str, Sample]:
     records = held.lines("texts", generation.KEY, prefix=lengths.prefix, tokens=lengths.tokens)
     models = held.core, held.base
@@ -112,7 +107,7 @@ def _write(held: Held, settings: Sequence[Setting], prompts: Sequence[Prompt], l
 
 def _sample(setting: Setting, prompts: Sequence[Prompt], records: LineFile) -> Sample:
     wanted = [prompt.id for prompt in generation.chosen(setting, prompts)]
-    found = [records.get(setting.name, setting.how, prompt) or {} for prompt in wanted]
+    found = [records.get(setting.how, prompt) or {} for prompt in wanted]
     passes = np.array([float(one["passes"]) for one in found])
     return Sample(setting.name, wanted, [one["ids"] for one in found], passes, {})
 
