@@ -287,6 +287,7 @@ def test_a_whole_run_from_the_shell_and_again(folders, tmp_path):
         (("--part", "poetry"), "no part 'poetry'"),
         (("--part", "answers"), "--pairs"),
         (("--data", "nowhere"), "data_public"),
+        (("--part", "answers", "--pairs", "nowhere.jsonl"), "give --pairs JSON lines"),
     ],
 )
 def test_bad_input_is_one_sentence(folders, tmp_path, arguments, words):
@@ -296,6 +297,16 @@ def test_bad_input_is_one_sentence(folders, tmp_path, arguments, words):
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_data_without_a_training_half_is_refused(folders, tmp_path):
+    core, base, data, _ = folders
+    only = tmp_path / "data"
+    only.mkdir()
+    (only / "boats-heldout.jsonl").write_bytes((data / "boats-heldout.jsonl").read_bytes())
+    done = run("--data", only, "--home", tmp_path, "--core", core, "--base", base, "--out", tmp_path)
+    assert done.returncode == 2
+    assert "boats-train.jsonl cannot be read" in " ".join(done.stderr.replace("\n", "").split())
 
 
 def test_another_vocabulary_is_refused(folders, tmp_path):

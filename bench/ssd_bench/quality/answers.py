@@ -32,6 +32,8 @@ _SETTINGS = {
     "core": Setting(name="core, greedy", first_only=CORE.first_only, changes=_GREEDY),
     "base": Setting(name="base, greedy", decoder="ar", base=True, changes=_GREEDY),
 }
+HOW = {writer: [setting.how, MAX_ANSWER] for writer, setting in _SETTINGS.items()}
+"""All that decides an answer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from ssd_diffusion.tokenizer import Tokenizer
@@ -36,6 +38,24 @@ def names(data: Path) -> list[str]:
     if not found:
         raise ValueError(f"{data} holds no *-heldout.jsonl; write them with: python -m ssd_cloud.data_public OUT")
     return found
+
+
+def digests(data: Path, part: Literal["train", "heldout"]) -> dict[str, str]:
+    """What tells the texts of each corpus from any others.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    try:
+        return {name: _sha256(data / f"{name}-{part}.jsonl") for name in names(data)}
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename} cannot be read; write it with: python -m ssd_cloud.data_public OUT"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def cuts(tokenizer: Tokenizer, data: Path, *, length: int, count: int, seed: int) -> list[Cut]:

@@ -5,7 +5,6 @@ Knows files and the order of things; the measurements are its neighbours in this
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ssd_diffusion.packaged import ensure
 
 from ssd_bench.console import console, progress
 from ssd_bench.quality import answers, corpus, likelihoods, plots, report, texts
+from ssd_bench.quality.answers import Pair
 from ssd_bench.quality.likelihoods import Held
 from ssd_bench.quality.models import Opened, open_pair
 from ssd_bench.quality.report import Report
@@ -86,6 +86,8 @@ def run(options: Options) -> Outcome:
     found = _measured(held, options)
     pair = held.core.spec.model_id, held.base.spec.model_id
     about = f"Core {pair[0]}, base {pair[1]}, seed {options.seed}, at most {options.limit} documents."
+    if found.answers:
+        about += f" Requests from {', '.join(path.name for path in options.pairs)}."
     found = replace(found, about=about, seconds=time.monotonic() - started)
     return publish(
         Outcome(report.to_json(found, seed=options.seed), report.markdown(found)), options.out / "quality.md",
@@ -94,7 +96,7 @@ def run(options: Options) -> Outcome:
 
 
 def _open(options: Options) -> Held:
-    names = corpus.names(options.data)
+    corpus.digests(options.data, "train")  # the n-gram judge reads them last; what is missing shows now
     core = resolve(options.core, options.home)
     base = (
         ensure(options.home / "bench", weights=options.home / "bench" / "no-adapter")
@@ -104,7 +106,7 @@ def _open(options: Options) -> Held:
     opened, plain = open_pair(core, base)
     about = {
         "core": opened.spec.model_id, "base": plain.spec.model_id, "seed": options.seed,
-        "data": {name: _sha256(options.data / f"{name}-heldout.jsonl") for name in names},
+        "data": corpus.digests(options.data, "heldout"),
     }  # fmt: skip
     return Held(
         core=opened, base=plain, data=options.data, limit=options.limit, seed=options.seed,
@@ -114,6 +116,7 @@ def _open(options: Options) -> Held:
 
 def _measured(held: Held, options: Options) -> Report:
     wanted = options.parts or PARTS
+    asked = _asked(held, options) if "answers" in wanted else []
     found = Report(about="", seconds=0.0)
     if "denoising" in wanted:
         found = replace(found, denoising=likelihoods.denoising_figures(held))
@@ -121,8 +124,8 @@ def _measured(held: Held, options: Options) -> Report:
         found = replace(found, likelihood=likelihoods.likelihood_figures(held))
     if "infill" in wanted:
         found = replace(found, infill=likelihoods.infill_figures(held))
-    if "answers" in wanted and options.pairs:
-        found = replace(found, answers=_answers(held, options.pairs))
+    if asked:
+        found = replace(found, answers=_answers(held, asked))
     if "generation" in wanted or options.few_steps:
         found = _generated(found, held, options, main="generation" in wanted)
     return found
@@ -155,9 +158,14 @@ def _encoder(home: Path) -> Encoder | None:
     return encoder
 
 
-def _answers(held: Held, paths: Sequence[Path]) -> Figures:
-    pairs = answers.read_pairs(held.core.tokenizer, paths, count=held.limit, seed=held.seed)
-    records = held.lines("answers", answers.KEY)
+def _asked(held: Held, options: Options) -> list[Pair]:
+    if not options.pairs:
+        console.print("no --pairs were given, so the answers are left out")
+    return answers.read_pairs(held.core.tokenizer, options.pairs, count=held.limit, seed=held.seed)
+
+
+def _answers(held: Held, pairs: Sequence[Pair]) -> Figures:
+    records = held.lines("answers", answers.KEY, how=answers.HOW)
     models: tuple[Opened, Opened] = held.core, held.base
     missing = sum(records.get(pair.id, writer) is None for pair in pairs for writer in answers.WRITERS)
     with progress("answers", missing) as advance:
@@ -172,7 +180,3 @@ def _answers(held: Held, paths: Sequence[Path]) -> Figures:
         "reference, core": bootstrap(nats["core"], tokens), "reference, base": bootstrap(nats["base"], tokens),
         "reference, core - base": paired_bootstrap(nats["core"], nats["base"], tokens),
     }  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -121,7 +121,7 @@ def _judge(
     held: Held, found: Mapping[str, Sample], contexts: Mapping[str, I32], spare: Mapping[str, I32]
 ) -> dict[str, dict[str, F64]]:
     """Nats of every text by judge."""
-    records = held.lines("judged", ("text", "judge"), order=ORDER)
+    records = held.lines("judged", ("text", "judge"), order=ORDER, train=corpus.digests(held.data, "train"))
     others = list(spare.values())
     work: dict[str, tuple[I32, I32]] = {}
     names: dict[str, list[str]] = {}
