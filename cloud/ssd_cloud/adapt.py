@@ -45,6 +45,7 @@ class AdaptOptions:
         accumulate: batches per step.
         offsets: sets of blocks that share a row's clean half.
         chat_share: share of the batches that are prompts with supervised responses (when there are chats).
+        next_token_share: share of the other batches that have no noisy blocks, and the next-token loss alone.
         steps, max_minutes, learning_rate, warmup_steps, checkpoint_minutes, resume, seed: see `TrainOptions`.
         evaluation_rows: held-out rows to score before and after; 0 for none.
     """
@@ -59,6 +60,7 @@ class AdaptOptions:
     accumulate: int = 1
     offsets: int = 2
     chat_share: float = 0.15
+    next_token_share: float = 0.0
     steps: int | None = None
     max_minutes: float | None = None
     learning_rate: float = 5e-4
@@ -202,11 +204,13 @@ def training_rows(texts: Texts, options: AdaptOptions, eos: int) -> data.Rows:
     sources: list[tuple[float, data.Rows]] = []
     if share < 1.0:
         stream = data.pack(texts.documents, eos)
-        packed = data.PackedRows(
-            stream, length=options.length, block=options.block, rows=options.rows, seed=options.seed,
-            offsets=options.offsets,
-        )  # fmt: skip
-        sources.append((1.0 - share, packed))
+        for part, noisy, salt in ((1.0 - options.next_token_share, True, 0), (options.next_token_share, False, 2)):
+            if part > 0.0:
+                packed = data.PackedRows(
+                    stream, length=options.length, block=options.block, rows=options.rows, seed=options.seed + salt,
+                    noisy=noisy, offsets=options.offsets,
+                )  # fmt: skip
+                sources.append(((1.0 - share) * part, packed))
     if share > 0.0:
         answers = data.InstructionRows(
             texts.pairs, length=2 * options.length, block=options.block, rows=2 * options.rows,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from ssd_cloud.adapt import (
 )
 from ssd_cloud.errors import UsageError
 from ssd_cloud.opt_vocabulary import write_opt_tokenizer
+
+NEXT_TOKEN_SHARE = 0.7
+"""Of the batches: every token of such a row is a target, so the new rows of the vocabulary are met more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +225,7 @@ def _train(
     watch: Watch,
 ) -> loop.TrainReport:  # fmt: skip
     """Train a LoRA, the diffusion maps and some rows of the vocabulary; the LoRA is merged afterwards."""
-    training = options.training
+    training = replace(options.training, next_token_share=NEXT_TOKEN_SHARE)
     eos = new.tokenizer.eos_ids[0] if new.tokenizer.eos_ids else 0
     batches = training_rows(texts, training, eos)
     shape = lora.LoraOptions(rank=training.rank, alpha=2 * training.rank)
