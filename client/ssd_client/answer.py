@@ -14,11 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssd_diffusion import autoregressive, keys, sampler
+from ssd_diffusion import autoregressive, keys, lookahead, sampler
 from ssd_diffusion.engine import Engine, Member
 from ssd_diffusion.ensemble import Ensemble, Weights
 from ssd_diffusion.errors import DiffusionError
 from ssd_diffusion.home import device_secret
+from ssd_diffusion.lookahead import Drafter
 from ssd_diffusion.members import EngineMember
 from ssd_diffusion.sampler import DecodeParams, StepEvent
 from ssd_diffusion.ssdlm import BlockState, decode_blocks
@@ -56,12 +57,14 @@ class Expert:
         folder: its files.
         tokenizer: its tokenizer.
         engine: its model, with a slot for each of its contexts.
+        transition: what two tokens say about a draft behind them; None where its model has learned nothing of it.
     """
 
     card: ExpertCard
     folder: Path
     tokenizer: Tokenizer
     engine: Engine
+    transition: Drafter | None = None
 
 
 @dataclass(slots=True)
@@ -149,12 +152,12 @@ def open_expert(store: Store, name: str | None) -> Expert:
         UsageError: no expert, or several and no name.
         StoreError, InvalidModel: its files are not what they should be.
     """
-    from ssd_client.onnx_engine import OnnxEngine
+    from ssd_client.onnx_engine import OnnxEngine, load_transition
 
     chosen = name or _only(store)
     folder, card = store.open(chosen), store.show(chosen)
     tokenizer = Tokenizer.load(folder)
-    return Expert(card, folder, tokenizer, OnnxEngine(folder, slots=2))
+    return Expert(card, folder, tokenizer, OnnxEngine(folder, slots=2), load_transition(folder))
 
 
 def answer_secret(home: Path) -> bytes:
@@ -323,10 +326,8 @@ def _core_member(run: _Run) -> tuple[RemoteMember | OneWaySource, Received] | No
         noise_key=keys.noise_key(run.seed), core_draw_key=keys.core_draw_key(run.seed),
     )  # fmt: skip
     if options.privacy == "one-way":
-        return OneWaySource(channel, info.spec, first, read=received.read, deadline_s=options.deadline_s), received
-    member = RemoteMember(
-        channel, info.spec, first, read=received.read, deadline_s=options.deadline_s, wire=options.wire
-    )
+        return OneWaySource(channel, info.spec, first, reader=received, deadline_s=options.deadline_s), received
+    member = RemoteMember(channel, info.spec, first, reader=received, deadline_s=options.deadline_s, wire=options.wire)
     return member, received
 
 
@@ -344,6 +345,10 @@ def _events(
             ensemble, alone, core, params, begin,
             autoregressive=decoder == "ar", draw_key=draw_key, max_set_ids=bounds,
         )  # fmt: skip
+    if params.drafts:
+        return lookahead.decode(
+            ensemble, params, run.contexts.expert_ids, run.expert.transition, noise_key=noise_key, draw_key=draw_key
+        )
     if decoder == "ar":
         return autoregressive.decode(ensemble, params, draw_key=draw_key)
     if decoder == "ssdlm":
@@ -388,6 +393,8 @@ def _answer(
         temperature=run.params.temperature,
         top_p=run.params.top_p,
         entropy_budget=run.params.entropy_budget,
+        drafts=run.params.drafts,
+        leniency=run.params.leniency,
         tv_bound={"mean": bound.mean, "worst": bound.worst, "asked_again": bound.asked_again} if bound else None,
         expert=run.expert.card.name,
         node=run.core.address.target if run.core.address is not None else None,

@@ -50,15 +50,15 @@ class OneWaySource:
         channel: a described channel; closed by whoever made it.
         spec: the core.
         opening: the only message that goes up.
-        read: turns a result's logits into float32.
+        reader: turns a result's logits into float32.
         deadline_s: longest silence, lost connections included, before the node counts as lost.
     """
 
     def __init__(
-        self, channel: NodeChannel, spec: ModelSpec, opening: ssd_pb2.Open, *, read: LogitReader, deadline_s: float
+        self, channel: NodeChannel, spec: ModelSpec, opening: ssd_pb2.Open, *, reader: LogitReader, deadline_s: float
     ) -> None:
         self._channel, self._spec, self._opening = channel, spec, opening
-        self._read, self._deadline_s = read, deadline_s
+        self._reader, self._deadline_s = reader, deadline_s
         self._items: queue.SimpleQueue[ssd_pb2.StepResult | _Ended] = queue.SimpleQueue()
         self._next: ssd_pb2.StepResult | _Ended | None = None
         self._taken: ssd_pb2.StepResult | None = None
@@ -152,7 +152,7 @@ class OneWaySource:
         if self._taken is None:
             raise MemberLost("the node's text is complete")
         try:
-            return self._read(self._taken.logits, rows, 0)
+            return self._reader.read(self._taken.logits, rows, 0)
         except KernelError as error:
             raise MemberLost(f"the node sent logits that make no sense: {error}") from error
 

@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime
+from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.layout import InputMaps, PassLayout, lookahead_layout, pass_layout
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
@@ -169,6 +170,29 @@ def load_maps(folder: Path) -> InputMaps:
         return InputMaps(table=np.load(folder / "embed.npy", mmap_mode="r"), **parts)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InvalidModel(f"the embeddings in {folder} cannot be read ({error}); personalize again") from error
+
+
+def load_transition(folder: Path) -> TransitionMaps | None:
+    """The transition of an exported expert, or None where its model has none.
+
+    Raises:
+        InvalidModel: a file is damaged, or does not fit the others.
+    """
+    onnx = folder / ONNX_DIR
+    path = onnx / TRANSITION_FILE
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file) as saved:
+            inner, bias, outer = (saved[name] for name in ("inner", "inner_bias", "outer"))
+        table = np.load(onnx / "embed.npy", mmap_mode="r")
+        head = np.load(onnx / HEAD_FILE, mmap_mode="r") if (onnx / HEAD_FILE).is_file() else table
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise InvalidModel(f"{path} cannot be read ({error}); personalize again") from error
+    hidden, width = table.shape[1], len(bias)
+    if inner.shape != (width, 2 * hidden) or outer.shape != (hidden, width) or head.shape != table.shape:
+        raise InvalidModel(f"the files of {folder} do not belong together; personalize again")
+    return TransitionMaps(table=table, head=head, inner=inner, inner_bias=bias, outer=outer)
 
 
 def open_session(path: Path, threads: int = 0) -> Any:

@@ -15,7 +15,7 @@ from ssd_diffusion.sampler import DecodeParams, ProjectionKind
 from ssd_diffusion.schedule import thin_grid, uniform_grid
 from ssd_kernels.codec import CodecSpec
 from ssd_kernels.errors import InvalidInput
-from ssd_protos.limits import PROTOCOL
+from ssd_protos.limits import MAX_DRAFTS, PROTOCOL
 from ssd_protos.packing import pack_ids
 from ssd_protos.ssd.v1 import ssd_pb2
 
@@ -65,6 +65,8 @@ class GenerateOptions:
         temperature: of the draws; 0 takes the most probable.
         top_p: nucleus mass of the draws.
         entropy_budget: nats that one step may accept beyond its first position.
+        drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps.
+        leniency: 0 keeps a draft only where it is the token drawn; up to 1 also others that are nearly as probable.
         core_every: ask the core at every m-th step only, and use its last logits between (open only).
         private: texts for the expert alone; a leading @ names a file.
         passages: most passages of the documents for the expert.
@@ -94,6 +96,8 @@ class GenerateOptions:
     temperature: float = 0.7
     top_p: float = 0.9
     entropy_budget: float = 0.0
+    drafts: int = 0
+    leniency: float = 0.0
     core_every: int = 1
     private: tuple[str, ...] = ()
     passages: int = 4
@@ -117,6 +121,8 @@ class GenerateOptions:
         _between("--temperature", self.temperature, 0.0, 100.0)
         _between("--top-p", self.top_p, 1e-6, 1.0)
         _between("--entropy-budget", self.entropy_budget, 0.0, 1e6)
+        _between("--drafts", self.drafts, 0, MAX_DRAFTS)
+        _between("--leniency", self.leniency, 0.0, 1.0)
         _between("--core-every", self.core_every, 1, 1024)
         _between("--passages", self.passages, 0, 100)
         _between("--deadline", self.deadline_s, 0.1, 3600.0)
@@ -126,7 +132,22 @@ class GenerateOptions:
             raise UsageError("one-way needs the stream; leave --wire unary out")
         if self.core_every > 1 and (self.privacy == "one-way" or self.decoder == "ar"):
             raise UsageError("--core-every works with --privacy open and windows only; leave it out")
+        self._check_drafts()
         self.codec_spec()
+
+    def _check_drafts(self) -> None:
+        if self.leniency and not self.drafts:
+            raise UsageError("--leniency judges drafts; give --drafts as well")
+        if not self.drafts:
+            return
+        others = {
+            "--decoder": self.decoder != "diffusion", "--privacy one-way": self.privacy != "open",
+            "--projection multi-hot": self.projection == "multi-hot", "--steps": (self.steps or 1) != 1,
+            "--entropy-budget": self.entropy_budget != 0.0, "--core-every": self.core_every != 1,
+        }  # fmt: skip
+        wrong = next((flag for flag, set_ in others.items() if set_), None)
+        if wrong is not None:
+            raise UsageError(f"--drafts has a way of its own to decode, in open mode; leave {wrong} out")
 
     def codec_spec(self) -> CodecSpec:
         """The codec.
@@ -147,11 +168,12 @@ def decode_params(options: GenerateOptions, spec: ModelSpec, eos_ids: tuple[int,
         grid = uniform_grid(options.steps or SSDLM_STEPS)
     else:
         grid = thin_grid(spec.grid, options.steps or WINDOW_STEPS)
-    if options.decoder == "ar":
+    if options.decoder == "ar" or options.drafts:
         block, grid = 1, (1.0,)
     return DecodeParams(
         block=block, grid=grid, max_tokens=options.max_tokens, projection=options.projection,
         temperature=options.temperature, top_p=options.top_p, entropy_budget=options.entropy_budget, eos_ids=eos_ids,
+        drafts=min(options.drafts, spec.max_block - 1), leniency=options.leniency,
     )  # fmt: skip
 
 
@@ -170,6 +192,10 @@ def opening(
         NodeMismatch: the node does not offer the decoder or codec.
     """
     decoder, codec = _DECODERS[options.decoder], options.codec_spec()
+    if params.drafts:
+        decoder = ssd_pb2.DECODER_LOOKAHEAD
+        if decoder not in info.decoders:
+            raise NodeMismatch("the node does not look ahead; leave --drafts out, or use a newer node")
     if decoder not in info.decoders:
         offered = ", ".join(name for name, value in _DECODERS.items() if value in info.decoders)
         raise NodeMismatch(f"the node does not offer --decoder {options.decoder}; it offers: {offered or 'none'}")
@@ -177,8 +203,9 @@ def opening(
         offered = ", ".join(name for name, value in WIRE_CODECS.items() if value in info.codecs)
         raise NodeMismatch(f"the node does not offer --codec {codec.kind}; it offers: {offered or 'none'}")
     wire_params = ssd_pb2.DecodeParams(
-        block=params.block, grid=params.grid, max_tokens=params.max_tokens, projection=_PROJECTIONS[params.projection]
-    )
+        block=params.drafts or params.block, grid=params.grid, max_tokens=params.max_tokens,
+        projection=_PROJECTIONS[params.projection],
+    )  # fmt: skip
     mode = ssd_pb2.MODE_OPEN
     if options.privacy == "one-way":
         mode = ssd_pb2.MODE_ONE_WAY
@@ -203,7 +230,9 @@ def public_settings(options: GenerateOptions, params: DecodeParams) -> dict[str,
         "max-tokens": str(params.max_tokens),
         "projection": params.projection,
     }
-    if options.decoder != "ar":
+    if params.drafts:
+        told |= {"drafts": str(params.drafts)}
+    elif options.decoder != "ar":
         told |= {"block": str(params.block), "steps": str(len(params.grid))}
     if options.privacy == "one-way":
         told |= {

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from ssd_diffusion.ensemble import Weights
-from ssd_kernels.codec import CodecKindName, CodecSpec, Decoded, decode_full
+from ssd_kernels.codec import CodecKindName, CodecSpec, Decoded, decode, decode_full
 from ssd_kernels.errors import CodecError
 from ssd_kernels.tail import reshape_tail, total_variation_bound
 from ssd_kernels.types import F32
+from ssd_protos.limits import AHEAD_K
 from ssd_protos.ssd.v1 import ssd_pb2
 
 WIRE_CODECS: dict[CodecKindName, ssd_pb2.CodecKind.ValueType] = {
@@ -24,6 +25,7 @@ WIRE_CODECS: dict[CodecKindName, ssd_pb2.CodecKind.ValueType] = {
     "dense-f16": ssd_pb2.CODEC_KIND_DENSE_F16,
     "top-k": ssd_pb2.CODEC_KIND_TOP_K,
 }
+AHEAD_CODEC = CodecSpec(kind="top-k", k=AHEAD_K)
 _WIDER = 4
 
 
@@ -70,6 +72,17 @@ class Received:
         self._k = spec.k
         self._last = decode_full(logits.data, rows=rows, vocab=self._vocab, spec=spec, tail_logp=self._tail)
         return self._last.logp
+
+    def read_ahead(self, logits: ssd_pb2.Logits, rows: int) -> F32:
+        """Rows that only draft, as float32 [rows, V]: in few entries whatever the codec, and never reviewed.
+
+        Raises CodecError.
+        """
+        if list(logits.shape) != [rows, self._vocab] or logits.codec != WIRE_CODECS["top-k"]:
+            raise CodecError(
+                f"The rows ahead have the shape {list(logits.shape)}, not [{rows}, {self._vocab}], or no top-k."
+            )
+        return decode(logits.data, rows=rows, vocab=self._vocab, spec=AHEAD_CODEC, tail_logp=self._tail)
 
     def review(self, core: F32, private: F32 | None, public: F32 | None) -> F32:
         """The core's logits to use: these, or wider ones where the bound at the first position is over the limit."""

@@ -49,12 +49,16 @@ class Lost(Exception):
 class LogitReader(Protocol):
     """Turns a message of logits into an array."""
 
-    def __call__(self, logits: ssd_pb2.Logits, rows: int, k: int) -> F32:
-        """Float32 [rows, V].
+    def read(self, logits: ssd_pb2.Logits, rows: int, k: int) -> F32:
+        """The rows that tokens are chosen from, float32 [rows, V], given the entries asked for (0: as opened).
 
         Raises:
             KernelError: not what the codec writes, or another shape.
         """
+        ...
+
+    def read_ahead(self, logits: ssd_pb2.Logits, rows: int) -> F32:
+        """The rows that only draft, float32 [rows, V]. Raises as `read`."""
         ...
 
 
@@ -239,7 +243,7 @@ class RemoteMember:
         channel: a described channel; closed by whoever made it.
         spec: the core, from `describe`.
         opening: Open without history; sent whenever a session starts.
-        read: turns a result's logits into float32 [B, V], given B and the entries asked for (0: as opened).
+        reader: turns a result's logits into arrays.
         deadline_s: longest time one step may take, lost connections and replay included.
         wire: how to speak to the node.
     """
@@ -250,17 +254,17 @@ class RemoteMember:
         spec: ModelSpec,
         opening: ssd_pb2.Open,
         *,
-        read: LogitReader,
+        reader: LogitReader,
         deadline_s: float,
         wire: Wire = "stream",
     ) -> None:
         self._channel, self._spec, self._opening = channel, spec, opening
-        self._read, self._deadline_s, self._wire = read, deadline_s, wire
+        self._reader, self._deadline_s, self._wire = reader, deadline_s, wire
         self._history: list[ssd_pb2.Step] = []
         self._session: Session | None = None
         self._session_id = ""
         self._aborted = threading.Event()
-        self._open_positions = 0
+        self._open_positions, self._exact, self._ahead = 0, 0, 0
         self._passes = 0
         self.reconnects = 0
 
@@ -280,7 +284,7 @@ class RemoteMember:
         return self._passes
 
     def step(self, window: Window, committed: I32) -> F32:
-        """Logits [B, V] for the window; sends the estimate and the accepted positions of the pass before."""
+        """Logits [window.rows, V]; sends the estimate and the accepted positions of the pass before."""
         return self._ask(self._message(window, committed))
 
     def skip(self, window: Window, committed: I32) -> None:
@@ -296,16 +300,16 @@ class RemoteMember:
         if self._history:
             message.w_hat = packing.pack_ids(committed, self._spec.vocab)
             message.accepted = packing.pack_flags([True])
-        self._open_positions = 1
+        self._open_positions, self._exact, self._ahead = 1, 1, 0
         logits: F32 = self._ask(message)[0]
         return logits
 
     def again(self, k: int) -> F32:
-        """The logits of the last pass once more, with k entries a row."""
+        """The exact rows of the last pass once more, with k entries each. [window.exact, V]"""
         message = ssd_pb2.Step()
         message.CopyFrom(self._history[-1])
         message.k = k
-        return self._results(message)
+        return self._results(message)[: self._exact]
 
     def close(self) -> None:
         """End the session. Safe to call twice."""
@@ -327,11 +331,15 @@ class RemoteMember:
         """The step that leads to this window: the record of the pass before, read off what it left behind."""
         message = ssd_pb2.Step(index=len(self._history))
         if self._history:
-            sets, accepted = previous_record(window, committed, self._open_positions)
+            sets, accepted = (
+                previous_record(window, committed, self._open_positions)
+                if window.drafts is None
+                else drafted_record(window, committed)
+            )
             message.w_hat = packing.pack_ids(sets.ids, self._spec.vocab)
             message.w_hat_counts = packing.pack_counts(np.diff(sets.offsets))
             message.accepted = packing.pack_flags(accepted)
-        self._open_positions = len(window.u)
+        self._open_positions, self._exact, self._ahead = len(window.u), window.exact, window.rows - window.exact
         return message
 
     def _ask(self, message: ssd_pb2.Step) -> F32:
@@ -343,7 +351,10 @@ class RemoteMember:
         result = self._exchange(lambda session, left_s: session.ask(message, left_s))
         self._passes += 1
         try:
-            return self._read(result.logits, self._open_positions, message.k)
+            exact = self._reader.read(result.logits, self._exact, message.k)
+            if not self._ahead:
+                return exact
+            return np.concatenate([exact, self._reader.read_ahead(result.ahead, self._ahead)])
         except KernelError as error:
             raise MemberLost(f"the node sent logits that make no sense: {error}") from error
 
@@ -397,3 +408,10 @@ def previous_record(window: Window, committed: I32, size: int) -> tuple[TokenSet
     rows += [window.w_hat.row(i).tolist() or [0] for i in range(kept)]
     accepted = [True] * len(committed) + window.accepted[:kept].tolist()
     return TokenSets.of(rows), accepted
+
+
+def drafted_record(window: Window, committed: I32) -> tuple[TokenSets, list[bool]]:
+    """The same for a window that looks ahead: what was committed, and behind it the drafts of the next pass."""
+    drafts = window.w_hat.ids
+    ids = np.concatenate([committed, drafts]).astype(np.int32)
+    return TokenSets.single(ids), [True] * len(committed) + [False] * len(drafts)

@@ -58,7 +58,7 @@ class Answer:
         seed: gives the same text again on this device.
         finish_reason: "stop" or "length".
         lam, alpha: weights that were used.
-        decoder, codec, block, grid, temperature, top_p, entropy_budget: how it was decoded.
+        decoder, codec, block, grid, temperature, top_p, entropy_budget, drafts, leniency: how it was decoded.
         tv_bound: mean and worst total-variation bound of a sparse codec, or None.
         expert, node, model_id: who they were.
         session: the answer's name in the ledger.
@@ -89,6 +89,8 @@ class Answer:
     temperature: float
     top_p: float
     entropy_budget: float
+    drafts: int
+    leniency: float
     tv_bound: dict[str, float] | None
     expert: str
     node: str | None

@@ -18,20 +18,21 @@ from ssd_diffusion.window import StepRecord, check_grid
 from ssd_kernels.codec import DEFAULT_K, CodecKindName, CodecSpec
 from ssd_kernels.errors import KernelError
 from ssd_kernels.types import I32, TokenSets
-from ssd_protos.limits import MAX_GRID, PROTOCOL, Limits
-from ssd_protos.packing import PackingError, unpack_flags, unpack_ids, unpack_sets
+from ssd_protos.limits import MAX_DRAFTS, MAX_GRID, PROTOCOL, Limits
+from ssd_protos.packing import PackingError, id_bytes, unpack_flags, unpack_ids, unpack_sets
 from ssd_protos.ssd.v1 import ssd_pb2
 
 from ssd_cloud.errors import BadRequest, Mismatch
 
 _T = TypeVar("_T")
 
-DecoderKind = Literal["window", "ssdlm", "ar"]
+DecoderKind = Literal["window", "ssdlm", "ar", "lookahead"]
 
 _DECODERS: dict[int, DecoderKind] = {
     ssd_pb2.DECODER_WINDOW: "window",
     ssd_pb2.DECODER_SSDLM: "ssdlm",
     ssd_pb2.DECODER_AUTOREGRESSIVE: "ar",
+    ssd_pb2.DECODER_LOOKAHEAD: "lookahead",
 }
 _CODECS: dict[int, CodecKindName] = {
     ssd_pb2.CODEC_KIND_DENSE_F32: "dense-f32",
@@ -112,6 +113,8 @@ def read_open(message: ssd_pb2.Open, spec: ModelSpec, limits: Limits) -> OpenInp
     if message.mode not in (ssd_pb2.MODE_OPEN, ssd_pb2.MODE_ONE_WAY):
         raise BadRequest(f"unknown mode {message.mode}; use open or one-way")
     one_way = message.mode == ssd_pb2.MODE_ONE_WAY
+    if one_way and decoder == "lookahead":
+        raise BadRequest("looking ahead needs the open mode: drafts come from both members; use the window decoder")
     params = _params(message.params, spec, decoder, one_way)
     prompt = _ids(message.prompt_ids, spec)
     if len(prompt) < 1:
@@ -149,11 +152,15 @@ def read_record(
 ) -> StepRecord:
     """The decision about the pass before, for a window of `positions`.
 
+    Looking ahead, a step says by its ids how many positions it speaks of; the state checks that.
+
     Raises:
         BadRequest: sizes, ids or flags that do not fit the window.
     """
     if step.counts and not multi_hot:
         raise BadRequest("only a multi-hot session may send several ids for a position")
+    if decoder == "lookahead":
+        positions = len(step.w_hat) // id_bytes(vocab)
     try:
         ids, offsets = unpack_sets(
             step.w_hat, step.counts, positions=positions, vocab=vocab, max_set_ids=limits.max_set_ids
@@ -190,6 +197,13 @@ def _params(message: ssd_pb2.DecodeParams, spec: ModelSpec, decoder: DecoderKind
     block, grid = message.block, tuple(message.grid)
     if decoder == "ar":
         block, grid = 1, (1.0,)
+    drafts = 0
+    if decoder == "lookahead":
+        drafts, block, grid = block, 1, (1.0,)
+        if not 1 <= drafts <= min(MAX_DRAFTS, spec.max_block - 1):
+            raise BadRequest(
+                f"looking ahead takes 1 to {min(MAX_DRAFTS, spec.max_block - 1)} drafts a pass, not {drafts}"
+            )
     if not 1 <= block <= spec.max_block:
         raise BadRequest(f"the block must be 1 to {spec.max_block} positions, not {block}")
     if not 1 <= len(grid) <= MAX_GRID or not all(math.isfinite(u) for u in grid):
@@ -197,7 +211,12 @@ def _params(message: ssd_pb2.DecodeParams, spec: ModelSpec, decoder: DecoderKind
     try:
         check_grid(grid, block, message.max_tokens)
         params = DecodeParams(
-            block=block, grid=grid, max_tokens=message.max_tokens, projection=projection, eos_ids=spec.eos_ids
+            block=block,
+            grid=grid,
+            max_tokens=message.max_tokens,
+            projection=projection,
+            eos_ids=spec.eos_ids,
+            drafts=drafts,
         )
         if one_way:  # in open mode the device decides, and need not say how
             params = replace(

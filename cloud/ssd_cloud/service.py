@@ -27,7 +27,7 @@ from ssd_kernels import codec
 from ssd_kernels.combine import log_softmax
 from ssd_kernels.errors import KernelError
 from ssd_kernels.types import F32, Purpose
-from ssd_protos.limits import PROTOCOL, Limits
+from ssd_protos.limits import AHEAD_K, PROTOCOL, Limits
 from ssd_protos.packing import pack_counts, pack_flags, pack_ids
 from ssd_protos.ssd.v1 import ssd_pb2, ssd_pb2_grpc
 
@@ -41,6 +41,7 @@ from ssd_cloud.sessions import Session, SessionStore
 
 _log = logging.getLogger("ssd_cloud.service")
 
+AHEAD_CODEC = codec.CodecSpec(kind="top-k", k=AHEAD_K)
 _Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
 _WIRE_CODECS: dict[codec.CodecKindName, tuple[ssd_pb2.CodecKind.ValueType, str]] = {
@@ -125,8 +126,8 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         check_protocol(request.protocol)
         spec, limits = self._spec, self._limits
         decoders = [ssd_pb2.DECODER_SSDLM]
-        if spec.family == "ssd2":  # per-position noise levels and a causal side: all three
-            decoders = [ssd_pb2.DECODER_WINDOW, ssd_pb2.DECODER_AUTOREGRESSIVE, *decoders]
+        if spec.family == "ssd2":  # per-position noise levels and a causal side: all of them
+            decoders = [ssd_pb2.DECODER_WINDOW, ssd_pb2.DECODER_AUTOREGRESSIVE, ssd_pb2.DECODER_LOOKAHEAD, *decoders]
         return ssd_pb2.DescribeResponse(
             protocol=PROTOCOL, model_id=spec.model_id, family=spec.family,
             tokenizer_fingerprint=spec.tokenizer_fingerprint, vocab=spec.vocab, max_block=spec.max_block,
@@ -275,18 +276,16 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         return result, finish
 
     async def _result(self, session: Session, computed: Computed, *, k: int) -> ssd_pb2.StepResult:
-        spec = session.request.codec
-        leading = 1 if session.request.decoder == "window" else None  # what a sliding window decides next
-        try:
-            data = await asyncio.to_thread(codec.encode, computed.logits, spec, leading=leading, wider=k)
-        except KernelError as error:  # NaN or infinite logits
-            _log.error("logits cannot be sent", extra={"error": type(error).__name__})
-            raise EngineFailed from error
-        wire, dtype = _WIRE_CODECS[spec.kind]
-        logits = ssd_pb2.Logits(codec=wire, dtype=dtype, shape=computed.logits.shape, data=data)
-        return ssd_pb2.StepResult(
-            index=session.index, logits=logits, queue_us=computed.queue_us, compute_us=computed.compute_us
-        )
+        decoder, spec = session.request.decoder, session.request.codec
+        exact = session.state.window().exact
+        leading = 1 if decoder == "window" else None  # what a sliding window decides next
+        result = ssd_pb2.StepResult(
+            index=session.index, queue_us=computed.queue_us, compute_us=computed.compute_us,
+            logits=await _encoded(computed.logits[:exact], spec, leading=leading, wider=k),
+        )  # fmt: skip
+        if decoder == "lookahead":
+            result.ahead.CopyFrom(await _encoded(computed.logits[exact:], AHEAD_CODEC, leading=None, wider=0))
+        return result
 
     def _owner(self, context: _Context) -> str:
         metadata = cast(Any, context.invocation_metadata())
@@ -338,6 +337,16 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
             return await _abort(context, EngineFailed())
         finally:
             self._calls.discard(task)
+
+
+async def _encoded(logits: F32, spec: codec.CodecSpec, *, leading: int | None, wider: int) -> ssd_pb2.Logits:
+    try:
+        data = await asyncio.to_thread(codec.encode, logits, spec, leading=leading, wider=wider)
+    except KernelError as error:  # NaN or infinite logits
+        _log.error("logits cannot be sent", extra={"error": type(error).__name__})
+        raise EngineFailed from error
+    wire, dtype = _WIRE_CODECS[spec.kind]
+    return ssd_pb2.Logits(codec=wire, dtype=dtype, shape=logits.shape, data=data)
 
 
 def _decide(logits: F32, session: Session) -> Decision:

@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import DiffusionError
+from ssd_diffusion.lookahead import LookaheadState
 from ssd_diffusion.ssdlm import BlockState
 from ssd_diffusion.window import StepRecord, Window, WindowState
 from ssd_kernels.types import I32
@@ -284,6 +285,8 @@ class SessionStore:
 
 def _first_state(request: OpenInput) -> DecodeState:
     params = request.params
+    if request.decoder == "lookahead":
+        return LookaheadState.begin(noise_key=request.noise_key, width=params.drafts, limit=params.max_tokens)
     make = BlockState.begin if request.decoder == "ssdlm" else WindowState.begin
     try:
         state: DecodeState = make(

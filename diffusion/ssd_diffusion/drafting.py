@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from ssd_kernels.types import F32, I32
 
+TRANSITION_FILE = "transition.npz"
+HEAD_FILE = "head.npy"
 _KEPT = 512
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 

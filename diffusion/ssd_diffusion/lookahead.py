@@ -203,13 +203,13 @@ def decode(
     Args:
         ensemble: core and expert.
         params: how.
-        last: the last two tokens of the context, oldest first; what the drafter reads before the answer.
+        last: the end of the context, at least one token; what the drafter reads before the answer.
         drafter: see `Drafter`; None: drafts come from the model's own rows alone.
         noise_key: of the session.
         draw_key: key of the draws.
     """
     state = LookaheadState.begin(noise_key=noise_key, width=params.drafts, limit=params.max_tokens)
-    committed, before = np.zeros(0, np.int32), np.asarray(last, np.int32)
+    committed, before = np.zeros(0, np.int32), np.append(last[:1], last)[-2:].astype(np.int32)
     while True:
         window = state.window()
         step = ensemble.step(window, committed)

@@ -11,6 +11,10 @@ from ssd_protos.packing import id_bytes
 
 PROTOCOL = "1"
 MAX_GRID = 1024
+MAX_DRAFTS = 8
+"""Most drafts of a pass that looks ahead; its rows grow with their square."""
+AHEAD_K = 64
+"""Most entries of a row that only drafts."""
 _MAX_SET_IDS = 4096
 _MIN_PASSES = 4096
 _STEP_OVERHEAD_BYTES = 24

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
@@ -101,6 +102,43 @@ def test_fixed_blocks_are_all_that_the_ssdlm_family_offers(fake_engine, device_o
     with pytest.raises(RequestError, match="does not offer") as caught:
         read_open(device_open(), replace(spec, family="ssdlm"), limits)
     assert caught.value.code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    ("drafts", "one_way", "words"), [(0, False, "1 to 7"), (8, False, "1 to 7"), (2, True, "open")]
+)
+def test_wrong_drafts_are_refused(fake_engine, device_open, drafts, one_way, words):
+    spec, limits = spec_and_limits(fake_engine)
+    message = device_open(decoder=pb.DECODER_LOOKAHEAD)
+    message.params.block = 7
+    assert read_open(message, spec, limits).params.drafts == 7
+    message = device_open(decoder=pb.DECODER_LOOKAHEAD, one_way=one_way)
+    message.params.block = drafts
+    with pytest.raises(RequestError, match=words) as caught:
+        read_open(message, spec, limits)
+    assert caught.value.code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    ("ids", "accepted", "words"),
+    [([], b"", "commit 1 to 1"), ([5], b"\x00", "commit 1 to 1"), ([5, 6], b"\x03", "commit 1 to 1"),
+     ([5, 6, 7, 8], b"\x01", "can draft 2"), ([5, 6], b"\x02", "first tokens"), ([5, 6], b"", "flags")],
+)  # fmt: skip
+async def test_a_wrong_draft_is_refused_and_the_session_lives_on(start_node, status_of, ids, accepted, words):
+    async with start_node() as run:
+        opening = run.device(decoder=pb.DECODER_LOOKAHEAD).open()
+        opening.params.block = 2
+        first = await run.stub.DenoiseStep(pb.DenoiseStepRequest(open=opening, step=pb.Step()))
+        assert list(first.result.logits.shape) == [1, 256]
+        assert list(first.result.ahead.shape) == [2, 256]
+        wrong = pb.Step(index=1, w_hat=np.array(ids, "<u2").tobytes(), accepted=accepted)
+        request = pb.DenoiseStepRequest(session_id=first.session_id, step=wrong)
+        code, text = await status_of(run.stub.DenoiseStep(request))
+        assert (code, words in text) == (INVALID, True), text
+        request.step.CopyFrom(pb.Step(index=1, w_hat=np.array([5, 6, 7], "<u2").tobytes(), accepted=b"\x01"))
+        good = await run.stub.DenoiseStep(request)
+        assert list(good.result.logits.shape) == [3, 256]
+        assert list(good.result.ahead.shape) == [6, 256]
 
 
 @pytest.mark.parametrize("one_way", [False, True])
@@ -219,7 +257,8 @@ async def test_describe(start_node, status_of):
         assert tuple(answer.grid) == spec.grid
         assert (answer.max_request_bytes, answer.max_response_bytes) == (
             limits.max_request_bytes, limits.max_response_bytes)  # fmt: skip
-        assert tuple(answer.decoders) == (pb.DECODER_WINDOW, pb.DECODER_AUTOREGRESSIVE, pb.DECODER_SSDLM)
+        assert tuple(answer.decoders) == (
+            pb.DECODER_WINDOW, pb.DECODER_AUTOREGRESSIVE, pb.DECODER_LOOKAHEAD, pb.DECODER_SSDLM)  # fmt: skip
         code, text = await status_of(run.stub.Describe(pb.DescribeRequest(protocol="0.9")))
         assert (code, "0.9" in text) == (FAILED, True)
 

@@ -46,6 +46,12 @@ def generate(
     entropy_budget: Annotated[
         float, flag("--entropy-budget", "Nats of doubt a step may accept beyond its first token: more is faster.")
     ] = 0.0,
+    drafts: Annotated[
+        int, flag("--drafts", "Look ahead with so many drafts a step: the same text in fewer steps (open only).")
+    ] = 0,
+    leniency: Annotated[
+        float, flag("--leniency", "0 to 1: keep drafts that are nearly as probable as the best token too.")
+    ] = 0.0,
     core_every: Annotated[int, flag("--core-every", "Ask the core at every m-th step only (faster, open only).")] = 1,
     show_context: Annotated[bool, flag("--show-context", "Show the passages that the expert was given.")] = False,
     private: Annotated[
@@ -75,6 +81,7 @@ def generate(
         seed=seed, steps=steps, max_tokens=max_tokens, privacy=privacy, lam=lam, alpha=alpha,  # type: ignore[arg-type]
         codec=codec, decoder=decoder, projection=projection, block=block,  # type: ignore[arg-type]
         temperature=temperature, top_p=top_p, entropy_budget=entropy_budget, core_every=core_every,
+        drafts=drafts, leniency=leniency,
         private=tuple(private or ()),
         passages=passages, deadline_s=deadline, wire=wire, ca=ca, insecure=insecure,  # type: ignore[arg-type]
         tv_limit=tv_limit, yes=yes,

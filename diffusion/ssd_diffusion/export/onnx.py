@@ -15,6 +15,8 @@ The graph gives back the keys and values of the new tokens only; the host keeps 
     model.int8.onnx, model.int8.onnx.data   weights in 8 bits (where asked for)
     embed.npy                               input embeddings E of the true vocabulary, float32 [V, H]
     diffusion.npz                           w_diff [H, H], w_time [H], w_time_bias [H], mean [H]
+    transition.npz                          inner [W, 2 H], inner_bias [W], outer [H, W] (models that draft so)
+    head.npy                                rows of the head, float32 [V, H] (beside transition.npz, where not tied)
     export.json                             format, which graph to use, sizes in bytes
 
 Knows nothing about experts, adapters or where the folder goes.
@@ -29,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.export.graph import build, can_build
 from ssd_diffusion.export.names import GRAPHS, Precision
@@ -101,6 +104,12 @@ def _write_maps(model: Ssd2Model, folder: Path) -> None:
         w_time_bias=model.w_time.bias.detach().numpy(),
         mean=model.mean_embedding.detach().numpy(),
     )
+    if model.transition is None:
+        return
+    maps = TransitionMaps.of(model)
+    np.savez(folder / TRANSITION_FILE, inner=maps.inner, inner_bias=maps.inner_bias, outer=maps.outer)
+    if not np.array_equal(maps.head, maps.table):
+        np.save(folder / HEAD_FILE, np.ascontiguousarray(maps.head))
 
 
 def _graph_bytes(path: Path) -> int:

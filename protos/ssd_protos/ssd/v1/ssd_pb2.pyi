@@ -38,6 +38,10 @@ class _DecoderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decoder.Value
     """SSD-LM's own procedure: fixed blocks, one noise level for the block, no acceptance."""
     DECODER_AUTOREGRESSIVE: _Decoder.ValueType  # 3
     """The autoregressive twin: one next-token distribution a step, no window."""
+    DECODER_LOOKAHEAD: _Decoder.ValueType  # 4
+    """Drafts that the next pass checks: several tokens a pass, each the one that a pass of its own would give. Open mode
+    only. A pass reads the drafts causally, and looks at open positions (u = 1) ahead of every prefix of them.
+    """
 
 class Decoder(_Decoder, metaclass=_DecoderEnumTypeWrapper):
     """How an answer is written."""
@@ -50,6 +54,10 @@ DECODER_SSDLM: Decoder.ValueType  # 2
 """SSD-LM's own procedure: fixed blocks, one noise level for the block, no acceptance."""
 DECODER_AUTOREGRESSIVE: Decoder.ValueType  # 3
 """The autoregressive twin: one next-token distribution a step, no window."""
+DECODER_LOOKAHEAD: Decoder.ValueType  # 4
+"""Drafts that the next pass checks: several tokens a pass, each the one that a pass of its own would give. Open mode
+only. A pass reads the drafts causally, and looks at open positions (u = 1) ahead of every prefix of them.
+"""
 Global___Decoder: _TypeAlias = Decoder  # noqa: Y015
 
 class _Mode:
@@ -321,7 +329,7 @@ class DecodeParams(_message.Message):
     ENTROPY_BUDGET_FIELD_NUMBER: _builtins.int
     CORE_DRAW_KEY_FIELD_NUMBER: _builtins.int
     block: _builtins.int
-    """Open positions B."""
+    """Open positions B. LOOKAHEAD: most drafts of a pass."""
     max_tokens: _builtins.int
     """Most tokens of the answer."""
     projection: Global___Projection.ValueType
@@ -438,7 +446,7 @@ class Step(_message.Message):
     """Number of the pass since the session began, from 0."""
     w_hat: _builtins.bytes
     """The estimate of the pass before: one id per open position, packed as prompt_ids. Empty at the first pass.
-    AUTOREGRESSIVE: the one id that is committed.
+    AUTOREGRESSIVE: the one id that is committed. LOOKAHEAD: the committed ids, and behind them the next drafts.
     """
     w_hat_counts: _builtins.bytes
     """Multi-hot: number of ids per position, u16 little-endian; empty where every position has one."""
@@ -602,6 +610,7 @@ class StepResult(_message.Message):
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
     W_HAT_CORE_COUNTS_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Number of the pass."""
     w_hat_core: _builtins.bytes
@@ -616,7 +625,15 @@ class StepResult(_message.Message):
     """One-way, multi-hot: number of ids per position, packed as Step.w_hat_counts."""
     @_builtins.property
     def logits(self) -> Global___Logits:
-        """The core's logits for the window; absent for a skipped pass."""
+        """The core's logits for the window; absent for a skipped pass. LOOKAHEAD: what follows the context and each prefix
+        of the drafts, one row each.
+        """
+
+    @_builtins.property
+    def ahead(self) -> Global___Logits:
+        """LOOKAHEAD: rows for the open positions ahead of each prefix of the drafts, prefix by prefix; they only draft, so
+        they are short: TOP_K with AHEAD_K entries at most, whatever codec was opened.
+        """
 
     def __init__(
         self,
@@ -628,10 +645,11 @@ class StepResult(_message.Message):
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
         w_hat_core_counts: _builtins.bytes = ...,
+        ahead: Global___Logits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "logits", b"logits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "compute_us", b"compute_us", "index", b"index", "logits", b"logits", "queue_us", b"queue_us", "w_hat_core", b"w_hat_core", "w_hat_core_counts", b"w_hat_core_counts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ahead", b"ahead", "compute_us", b"compute_us", "index", b"index", "logits", b"logits", "queue_us", b"queue_us", "w_hat_core", b"w_hat_core", "w_hat_core_counts", b"w_hat_core_counts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
