@@ -166,7 +166,7 @@ def _make(options: ExpertBaseOptions, source: Path, tokenizer: Path, watch: Watc
         raise UsageError(f"{options.training.out} is the source itself; name another folder to make")
     old, new = vocabulary.Vocabulary.load(source), vocabulary.Vocabulary.load(tokenizer)
     origins = vocabulary.origins(new, old)
-    learned, held = _split(options)
+    learned, held = _split(options, watch)
     if learned:
         place.claim(options.training, _identity(source), new.tokenizer.fingerprint, learned)
     watch.stage("reading the source")
@@ -189,16 +189,28 @@ def _make(options: ExpertBaseOptions, source: Path, tokenizer: Path, watch: Watc
     return Made(options.training.out, spec.model_id, spec.tokenizer_fingerprint, rows, report, scored)
 
 
-def _split(options: ExpertBaseOptions) -> tuple[list[data.Item], list[data.Item]]:
-    """What is learned and what is scored; the latter is never learned, and empty where there is too little text."""
-    items = list(data.read_items(options.training.data))
-    if options.held_out:
-        return items, list(data.read_items(options.held_out))
+def _split(options: ExpertBaseOptions, watch: Watch) -> tuple[list[data.Item], list[data.Item]]:
+    """What is learned and what is scored, each empty where it was not asked for; the latter is never learned.
+
+    Raises:
+        TrainingError: what was named holds no text.
+    """
+    items, held = (_items(paths) for paths in (options.training.data, options.held_out))
+    if held or not items:
+        return items, held
     if len(items) < HELD_OUT_EVERY:
+        watch.stage(f"nothing is scored: of less than {HELD_OUT_EVERY} documents none is held out; name some --heldout")
         return items, []
     order = [int(i) for i in np.random.default_rng(7).permutation(len(items))]
-    held = set(order[::HELD_OUT_EVERY])
-    return [item for i, item in enumerate(items) if i not in held], [items[i] for i in sorted(held)]
+    kept = set(order[::HELD_OUT_EVERY])
+    return [item for i, item in enumerate(items) if i not in kept], [items[i] for i in sorted(kept)]
+
+
+def _items(paths: Sequence[Path]) -> list[data.Item]:
+    items = list(data.read_items(paths))
+    if paths and not items:
+        raise TrainingError(f"there is no text in {paths[0]}; name .txt, .md or .jsonl files, or folders of these")
+    return items
 
 
 def _openings(held: Sequence[data.Item], options: ExpertBaseOptions, model: Ssd2Model) -> list[str]:

@@ -128,7 +128,9 @@ def test_scores_without_training_and_training_without_scores(
     assert (scored.trained, scored.source.texts) == (None, 40)
     few = tmp_path / "few.txt"
     few.write_text(text.read_text())
-    made = expert_base(asked(data=(few,), steps=1, out=tmp_path / "second"), tmp_path)
+    told: list[str] = []
+    made = expert_base(asked(data=(few,), steps=1, out=tmp_path / "second"), tmp_path, Watch(told.append))
+    assert any(words.startswith("nothing is scored") for words in told)
     assert (made.scored, made.report and made.report.steps) == (None, 1)
 
 
@@ -176,6 +178,16 @@ def test_refusals(
         expert_base(asked(**changed), tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("named", [{"held_out": ()}, {"data": (), "steps": 1}])
+def test_a_folder_without_text_is_not_passed_over(
+    tmp_path: Path, asked: Callable[..., ExpertBaseOptions], named: dict[str, Any]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    paths = {key: (tmp_path / "empty",) if value == () else value for key, value in named.items()}
+    with pytest.raises(TrainingError, match="there is no text in"):
+        expert_base(asked(**paths), tmp_path)
 
 
 def test_places_that_hold_something_else(tmp_path: Path, source: Path, asked: Callable[..., ExpertBaseOptions]) -> None:
