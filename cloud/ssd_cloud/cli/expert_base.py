@@ -51,7 +51,7 @@ def expert_base(
     rank: Rank = 16,
     block: Block = 16,
     length: Length = 192,
-    learning_rate: Rate = 5e-4,
+    learning_rate: Rate = 2e-3,
     checkpoint_minutes: Every = 3.0,
     resume: Resume = True,
     seed: Seed = 0,
