@@ -19,8 +19,11 @@ from ssd_diffusion.tokenizer import TOKENIZER_FILE, Tokenizer
 
 How = Literal["copied", "role", "averaged"]
 ROLES = ("eos", "bos", "pad", "unk")
-"""What a special token can be for; the first one counts for a token that is several (OPT's </s> is eos, bos, unk)."""
+"""What a special token can be for; the first one counts for a token that is several."""
 
+_SEPARATORS = (b"<|endoftext|>", b"<|end_of_text|>")
+"""Tokens between documents, in vocabularies that end a turn with another one."""
+_FALLBACKS = {"separator": ("separator", "eos"), "eos": ("eos", "separator"), "bos": ("bos", "separator")}
 _SPELLED = {"<s>": "bos", "</s>": "eos", "<pad>": "pad", "<unk>": "unk"}
 """What tokens spelled so, at the head of a vocabulary, are for; OPT's files do not say it of <s> and <unk>."""
 _SPACE = "\u2581"
@@ -75,7 +78,7 @@ class Origin:
 
     Attributes:
         how: "copied" (the same bytes), "role" (another token for the same purpose) or "averaged" (pieces of its bytes).
-        ids: ids in the other vocabulary.
+        ids: ids in the other vocabulary; none where it has nothing of the kind.
     """
 
     how: How
@@ -83,18 +86,23 @@ class Origin:
 
 
 def origins(new: Vocabulary, old: Vocabulary) -> tuple[Origin, ...]:
-    """For every id of a new vocabulary, which ids of an old one its row starts from. [V of the new one]"""
-    ordinary, control = _by_bytes(old, special=False), _by_bytes(old, special=True)
-    either = control | ordinary
+    """For every id of a new vocabulary, which ids of an old one its row starts from. [V of the new one]
+
+    Control tokens and text stay apart: a model that ends its answer must not write what only looks like an end (OPT
+    spells <|endoftext|> as text), and padding that starts as a copy of the end would be written as often as that.
+    """
+    text, control = _by_bytes(old, special=False), _by_bytes(old, special=True)
+    own = _own_tokens(old)
     found = []
     for i, token in enumerate(new.tokens):
-        same = (control if i in new.purposes else either).get(token or b"")
+        same = (control if i in new.special else text).get(token or b"")
         if same is not None:
             found.append(Origin("copied", (same,)))
-        elif (stand_in := _stand_in(new.purposes.get(i), old.roles)) is not None:
-            found.append(Origin("role", (stand_in,)))
+        elif i not in new.purposes:
+            found.append(Origin("averaged", _pieces(token or b"", old, text)))
         else:
-            found.append(Origin("averaged", _pieces(token or b"", old, ordinary)))
+            stand_in = _stand_in(i, new, own)
+            found.append(Origin("averaged", ()) if stand_in is None else Origin("role", (stand_in,)))
     return tuple(found)
 
 
@@ -120,11 +128,21 @@ def _pieces(token: bytes, old: Vocabulary, ordinary: Mapping[bytes, int]) -> tup
     return tuple(ids)
 
 
-def _stand_in(role: str | None, roles: Mapping[str, int]) -> int | None:
-    """The old token for a role; for one that the old vocabulary lacks, the token that ends or begins a text."""
-    if role is None:
-        return None
-    return next((roles[one] for one in (role, "eos", "bos") if one in roles), None)
+def _own_tokens(old: Vocabulary) -> dict[str, int]:
+    """The token for each role, and between documents; a role that only borrows another's token has none."""
+    separator = next((i for i in sorted(old.special) if old.tokens[i] in _SEPARATORS), None)
+    own: dict[str, int] = {} if separator is None else {"separator": separator}
+    for role in ROLES:
+        if role in old.roles and old.roles[role] not in own.values():
+            own[role] = old.roles[role]
+    return own
+
+
+def _stand_in(token_id: int, new: Vocabulary, own: Mapping[str, int]) -> int | None:
+    """The old token for the same purpose; one that both opens and ends a text (OPT's </s>) stands between documents."""
+    both = new.roles.get("bos") == new.roles.get("eos") == token_id
+    role = "separator" if both else new.purposes[token_id]
+    return next((own[one] for one in _FALLBACKS.get(role, (role,)) if one in own), None)
 
 
 def _by_bytes(vocabulary: Vocabulary, *, special: bool) -> dict[bytes, int]:

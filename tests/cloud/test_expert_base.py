@@ -77,7 +77,7 @@ def test_without_text_it_is_the_source_in_the_new_vocabulary(
     pieces = [before.encode(c)[0] for c in " the"]
     assert torch.allclose(model.table[held.encode(" the")[0]], old.table[pieces].mean(0), atol=1e-6)
     assert sum(made.rows.values()) == V_OPT
-    assert made.rows["role"] == 4
+    assert made.rows["role"] == 2
     card = json.loads((made.folder / "card.json").read_text())
     assert (card["rows"], card["base"], card["scored"]) == (made.rows, old_spec.model_id, None)
     assert stages[-1] == "writing the model"
@@ -217,11 +217,11 @@ def test_command_line(
     found = json.loads(capsys.readouterr().out)
     assert ended.value.code in (0, None)
     assert found["scored"]["source"]["texts"] == 2
-    assert (found["training"], found["rows"]["role"]) == (None, 4)
+    assert (found["training"], found["rows"]["role"]) == (None, 2)
     with pytest.raises(SystemExit):
         main([*arguments, "--data", str(text), "--steps", "2", "--length", "48", "--block", "8"])
     shown = capsys.readouterr().out
-    assert "4 by role" in shown
+    assert "2 by role" in shown
     assert "after training" in shown
     with pytest.raises(SystemExit):
         main(["models", "--json"])

@@ -48,6 +48,7 @@ def sentence_piece(folder: Path) -> Path:
 
 
 NAMED = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": "<end>"}
+CHAT = {"bos_token": "<|endoftext|>", "eos_token": "<turn>"}
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,33 @@ def test_same_bytes_are_copied_pieces_averaged_and_control_tokens_taken_by_role(
     assert by_token[b"\xc3"] == ("copied", (old.tokens.index(b"\xc3"),))
     assert by_token[b" ca"] == ("averaged", (old.tokens.index(b" "), 256))
     assert by_token[b"<go>"] == ("role", (259,))  # bos stands for bos
-    assert by_token[b"<odd>"] == ("role", (260,))  # there is no unk: the end stands in
+    assert by_token[b"<odd>"] == ("averaged", ())  # there is no unk, and a copy of the end would be written as one
     assert by_token[b"<end>"] == ("copied", (260,))
     assert by_token[b"<m>"][0] == "averaged"  # no role that the other side could have
-    assert counts(found) == {"copied": 258, "averaged": len(new.tokens) - 260, "role": 2}
+    assert counts(found) == {"copied": 258, "averaged": len(new.tokens) - 259, "role": 1}
+
+
+@pytest.mark.parametrize(
+    ("old_named", "new_named", "expected"),
+    [
+        # a chat model's end of turn is no end of a document
+        (CHAT, {"bos_token": "</s>", "eos_token": "</s>"}, ["<|endoftext|>"]),
+        (CHAT, {"bos_token": "<a>", "eos_token": "<b>"}, ["<|endoftext|>", "<turn>"]),
+        ({"eos_token": "<|endoftext|>"}, {"bos_token": "<a>", "eos_token": "<b>"}, ["<|endoftext|>", "<|endoftext|>"]),
+        ({"eos_token": "<e>", "pad_token": "<e>"}, {"eos_token": "<b>", "pad_token": "<p>"}, ["<e>", None]),
+        ({"eos_token": "<e>", "pad_token": "<q>"}, {"eos_token": "<b>", "pad_token": "<p>"}, ["<e>", "<q>"]),
+        ({"pad_token": "<q>"}, {"eos_token": "<b>"}, [None]),
+    ],
+)  # fmt: skip
+def test_who_stands_in_for_a_control_token(
+    tmp_path: Path, old_named: dict[str, str], new_named: dict[str, str], expected: list[str | None]
+) -> None:
+    old, new = (
+        Vocabulary.load(byte_level(tmp_path / n, {}, named)) for n, named in (("old", old_named), ("new", new_named))
+    )
+    found = origins(new, old)[256:]
+    assert [one.ids for one in found] == [() if e is None else (old.tokens.index(e.encode()),) for e in expected]
+    assert [one.how for one in found] == ["averaged" if e is None else "role" for e in expected]
 
 
 def test_a_vocabulary_stands_for_itself(old: Vocabulary) -> None:
