@@ -229,7 +229,7 @@ def _score(
     if not texts:
         return None
     watch.stage(stage)
-    return per_byte.score(model, held.tokenizer, texts, watch.fraction)
+    return per_byte.score(model, held.tokenizer, texts, start=held.start, on_fraction=watch.fraction)
 
 
 def _train(

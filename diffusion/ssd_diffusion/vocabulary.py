@@ -71,6 +71,18 @@ class Vocabulary:
         roles = {role: i for i, role in spelled_for.items()} | named
         return Vocabulary(tokens, frozenset(special), purposes, roles, tokenizer)
 
+    @property
+    def separator(self) -> int | None:
+        """The token between documents, where the vocabulary has one beside, or as, its end."""
+        return next((i for i in sorted(self.special) if self.tokens[i] in _SEPARATORS), None)
+
+    @property
+    def start(self) -> int:
+        """The token that a document of its own is read after: what opens a text, parts it from another, or ends one."""
+        opening = self.tokenizer.opening.tolist()
+        ends = [i for i in (self.separator, self.roles.get("eos")) if i is not None]
+        return next(iter([*opening, *ends]), 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -130,8 +142,7 @@ def _pieces(token: bytes, old: Vocabulary, ordinary: Mapping[bytes, int]) -> tup
 
 def _own_tokens(old: Vocabulary) -> dict[str, int]:
     """The token for each role, and between documents; a role that only borrows another's token has none."""
-    separator = next((i for i in sorted(old.special) if old.tokens[i] in _SEPARATORS), None)
-    own: dict[str, int] = {} if separator is None else {"separator": separator}
+    own: dict[str, int] = {} if old.separator is None else {"separator": old.separator}
     for role in ROLES:
         if role in old.roles and old.roles[role] not in own.values():
             own[role] = old.roles[role]

@@ -79,6 +79,7 @@ def test_what_its_control_tokens_are_for(pair: tuple[Path, Path], tmp_path: Path
     new, old = Vocabulary.load(pair[1]), Vocabulary.load(write_tiny(tmp_path / "old"))
     found = origins(new, old)
     assert new.special == {0, 1, 2, 3}
+    assert (new.start, old.start) == (2, old.tokens.index(b"<|endoftext|>"))
     between_documents = old.tokens.index(b"<|endoftext|>")
     assert [(one.how, one.ids) for one in found[:3]] == [
         ("role", (between_documents,)), ("averaged", ()), ("role", (between_documents,)),

@@ -62,6 +62,7 @@ def test_bytes_of_every_id(old: Vocabulary) -> None:
     assert old.tokens[256:259] == (b"ca", b"cat", b" s")
     assert [old.tokens[i] for i in sorted(old.special)] == [b"<begin>", b"<end>"]
     assert old.roles == {"bos": 259, "eos": 260, "pad": 260}
+    assert (old.separator, old.start) == (None, 260)
 
 
 def test_same_bytes_are_copied_pieces_averaged_and_control_tokens_taken_by_role(
@@ -102,6 +103,7 @@ def test_who_stands_in_for_a_control_token(
     )
     found = origins(new, old)[256:]
     assert [one.ids for one in found] == [() if e is None else (old.tokens.index(e.encode()),) for e in expected]
+    assert new.start == new.roles.get("eos", 0)
     assert [one.how for one in found] == ["averaged" if e is None else "role" for e in expected]
 
 

@@ -1,7 +1,7 @@
 """Next-token loss per byte of text: what compares models whose vocabularies differ.
 
-Every text is scored from a start of its own, the token that ends a document where the vocabulary names none to begin
-one with; so all its bytes are predicted, by every model from the same text before them. Knows nothing about files.
+Every text is scored from a start of its own, one token of the model's vocabulary, so that all its bytes are predicted,
+by every model from the same text before them. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -62,22 +62,23 @@ def openings(texts: Iterable[str], *, most: int, most_bytes: int = MOST_BYTES) -
 
 
 def score(
-    model: Ssd2Model, tokenizer: Tokenizer, texts: Sequence[str], on_fraction: Callable[[float], None] = lambda _: None
-) -> PerByte:
+    model: Ssd2Model, tokenizer: Tokenizer, texts: Sequence[str], *, start: int,
+    on_fraction: Callable[[float], None] = lambda _: None,
+) -> PerByte:  # fmt: skip
     """Next-token loss per byte.
 
     Args:
         model: with room for `MOST_BYTES` positions, or as many as the texts need.
         tokenizer: its own.
         texts: what `openings` gave.
+        start: the token that stands before each of them.
         on_fraction: told how much is done.
     """
     was_training = model.training
     model.eval()
     losses, sizes, tokens = [], [], 0
-    start = tokenizer.opening.tolist() or list(tokenizer.eos_ids[:1]) or [0]
     for number, text in enumerate(texts, 1):
-        ids = torch.tensor([[*start, *tokenizer.encode(text).tolist()]], device=model.w_diff.weight.device)
+        ids = torch.tensor([[start, *tokenizer.encode(text).tolist()]], device=model.w_diff.weight.device)
         losses.append(float(next_token_losses(model, ids).double().sum()))
         sizes.append(len(text.encode()))
         tokens += ids.shape[1] - 1

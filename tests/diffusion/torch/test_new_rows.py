@@ -85,17 +85,17 @@ def test_per_byte_is_the_sum_over_all_tokens_by_all_bytes(tmp_path: Path) -> Non
     model, tokenizer = folder.load(path)[0], Tokenizer.load(path)
     texts = ["a cat", "Zoë", "x"]
     seen: list[float] = []
-    found = per_byte.score(model, tokenizer, texts, seen.append)
+    found = per_byte.score(model, tokenizer, texts, start=2, on_fraction=seen.append)
     total = 0.0
     for text in texts:
-        ids = [tokenizer.eos_ids[0], *tokenizer.encode(text).tolist()]
+        ids = [2, *tokenizer.encode(text).tolist()]
         with torch.no_grad():
             logp = torch.log_softmax(model.causal(torch.tensor([ids])).logits[0].double(), dim=-1)
         total -= sum(float(logp[i, token]) for i, token in enumerate(ids[1:]))
     assert found.nats_per_byte == pytest.approx(total / 10, rel=1e-5)
     assert (found.texts, found.bytes, found.tokens) == (3, 10, 10)
     assert found.error > 0
-    assert math.isclose(per_byte.score(model, tokenizer, texts[:1]).error, 0.0, abs_tol=1e-9)
+    assert math.isclose(per_byte.score(model, tokenizer, texts[:1], start=2).error, 0.0, abs_tol=1e-9)
     assert seen == [1 / 3, 2 / 3, 1.0]
 
 
