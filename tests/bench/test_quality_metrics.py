@@ -116,6 +116,18 @@ def test_figures_by_hand():
     assert (other.value, other.low) == (pytest.approx(math.e), pytest.approx(math.e))
 
 
+def test_the_divergence_needs_texts_enough():
+    rng = np.random.default_rng(0)
+    for count, scored in ((mauve.LEAST_TEXTS, True), (mauve.LEAST_TEXTS - 1, False)):
+        vectors = rng.normal(0, 1, (count, 3)).astype(np.float32)
+        texts = [[1, 2, 3, i] for i in range(count)]
+        one, human = (sample(name, texts, vectors=vectors) for name in ("a", "human"))
+        found = summary.figures(one, human, resamples=20)
+        assert ("mauve" in found) == scored
+        if scored:
+            assert (found["mauve"].value, found["mauve"].high) == (pytest.approx(1.0, abs=1e-6), pytest.approx(1.0))
+
+
 def test_a_sample_is_compared_on_its_own_prompts():
     whole = sample("b", [[1, 1], [2, 2], [3, 3]])
     part = whole.of(["p2", "p0"])

@@ -269,7 +269,7 @@ def test_a_whole_run_from_the_shell_and_again(folders, tmp_path):
     assert {s.name for s in SETTINGS} <= set(content["generation"])
     assert {s.name for s in few_steps(thousand=False)} <= set(content["few_steps"])
     human = content["generation"]["human"]
-    assert human["mauve"]["value"] == pytest.approx(1.0, abs=1e-6)
+    assert "mauve" not in human  # of four texts
     assert human["perplexity ngram"]["value"] < content["generation"]["core, default"]["perplexity ngram"]["value"]
     assert content["denoising"]["1 first"]["n"] == 4
     assert set(content["answers"]) >= {"F1, core", "reference, base"}

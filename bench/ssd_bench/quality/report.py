@@ -127,9 +127,11 @@ def _generation(report: Report) -> str:
         "written, and an interpolated Kneser-Ney 5-gram model counted on the training half of the corpora. It is low "
         "for dull and repetitive text, so the columns of diversity belong to it. `tokens a pass` counts every forward "
         "pass, that over the prompt included. The MAUVE-like score compares the texts' sentence vectors with those of "
-        "the human continuations, and a few dozen texts leave it coarse; `human, other texts` are continuations from "
+        "the human continuations; a few dozen texts leave it coarse, fewer than 32 say nothing and have no score, and "
+        "`human, other texts` are continuations from "
         "as many other documents, the score that independent human text reaches here. Settings that take long have "
-        "fewer texts (n): compare their diversity with rows of the same n.",
+        "fewer texts (n): compare their diversity with rows of the same n. Texts are written in bfloat16 where the "
+        "processor has it, so two settings that write the same text in exact arithmetic differ here by chance.",
         _texts_table(report.generation),
     ]  # fmt: skip
     if "generation" in report.plots:

@@ -117,7 +117,7 @@ def few_steps(*, thousand: bool) -> tuple[Setting, ...]:
         )
     ]  # fmt: skip
     all_four: dict[str, Any] = {"entropy_budget": 0.5, "stable_passes": 2, "stable_entropy": 0.3}
-    window = Setting(name="window, all four", levels=8, changes=all_four, share=0.5)
+    window = Setting(name="window, all four", levels=8, changes=all_four, share=0.4)
     return (
         *fixed,
         window,

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from ssd_kernels.types import F32, F64, I64
 
-from ssd_bench.quality.mauve import quantise
+from ssd_bench.quality.mauve import LEAST_TEXTS, quantise
 from ssd_bench.stats import RESAMPLES, Interval, bootstrap, jackknife, paired_bootstrap
 from ssd_bench.text import distinct_n, repeated_n, unigram_entropy, zipf_coefficient
 
@@ -97,7 +97,7 @@ def figures(sample: Sample, human: Sample, *, resamples: int = RESAMPLES) -> Fig
         if name.startswith("distinct"):
             found[name] = _share(found[name])
     true = human.of(sample.prompts)
-    if sample.vectors is not None and true.vectors is not None:
+    if sample.vectors is not None and true.vectors is not None and len(sample.texts) >= LEAST_TEXTS:
         sets = quantise(true.vectors, sample.vectors)
         found["mauve"] = _share(jackknife(sets.score, len(sample.texts)))
     return found
