@@ -10,6 +10,7 @@ NodeError
 │   ├── Expired           DEADLINE_EXCEEDED: the deadline passed, or nothing came for too long
 │   └── EngineFailed      INTERNAL: the model could not compute
 ├── StartError            the node cannot start as asked (exit 1)
+├── DataError             the training data cannot be made (exit 1)
 └── UsageError            flags or configuration that make no sense (exit 2)
 """
 
@@ -93,6 +94,10 @@ class EngineFailed(RequestError):
 
 class StartError(NodeError):
     """The node cannot start as asked."""
+
+
+class DataError(NodeError):
+    """The training data cannot be made."""
 
 
 class UsageError(NodeError):

@@ -19,6 +19,7 @@ from rich.text import Text
 from ssd_diffusion.terminal import printable
 
 from ssd_cloud import __version__, config
+from ssd_cloud.cli.data import data_app
 from ssd_cloud.errors import UsageError
 
 _LATE = {
@@ -38,6 +39,7 @@ app = typer.Typer(
 )  # fmt: skip
 token_app = typer.Typer(help="Make, list and revoke the tokens that callers need.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
+app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", envvar="SSD_JSON")]
 
@@ -277,7 +279,7 @@ def _known_keys(command: Any) -> dict[str, frozenset[str] | None]:
     for name, sub in command.commands.items():
         if name in _LATE and sub.callback is not None and sub.help == _LATE_HELP[name]:
             known[name] = None
-        elif name != "token":
+        elif name not in ("token", "data"):
             known[name] = frozenset(str(p.name) for p in sub.params) - {"as_json"}
     return known
 

@@ -1,0 +1,180 @@
+"""Documents and questions from files of records: dictionaries, R's data, JSON and JSON lines, mails.
+
+R's compressed objects are read as bytes by their published layout; nothing is unpickled or run. A file that is not laid
+out as it should be is an error, so that a changed package is noticed. Knows nothing about licences or cleaning.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from email import policy
+from email.parser import BytesParser
+from typing import Any
+
+from ssd_cloud.corpus.extract_text import decode, join_lines
+from ssd_cloud.corpus.model import Document, Question
+from ssd_cloud.errors import DataError
+
+_PAGE_CHARS = 2500
+_CHARACTER_VECTOR, _STRING, _MISSING = 16, 9, 0xFFFFFFFF
+
+
+def dictionary(name: str, data: bytes) -> Iterator[Document]:
+    """Pages of a dictd database: neighbouring entries, up to about 2,500 characters; the entries on it name a page."""
+    page: list[str] = []
+    first = ""
+    for head, entry in dictionary_entries(decode(data)):
+        first = first or head
+        page.append(entry)
+        if sum(map(len, page)) >= _PAGE_CHARS:
+            yield Document(f"{name}: {first}", "\n\n".join(page))
+            page, first = [], ""
+    if page:
+        yield Document(f"{name}: {first}", "\n\n".join(page))
+
+
+def dictionary_entries(text: str) -> Iterator[tuple[str, str]]:
+    """Headword and entry, without the marks of pronunciation and of sources."""
+    for block in re.split(r"\n(?=\S)", text):
+        head, _, body = block.partition("\n")
+        if head.startswith("00-database") or not head.strip():
+            continue
+        word, etymology = _headword(head)
+        body = re.sub(r"\[(1913 Webster|PJC|WordNet 1\.5|Webster 1913 Suppl\.|RP|AS|Century[^\]]*|Webster Suppl[^\]]*)"
+                      r"[^\]]*\]", "", body)  # fmt: skip
+        body = re.sub(r"\((?:19|20)\d\d-\d\d-\d\d\)", "", body)
+        body = re.sub(r"\\[^\\\n]*\\,?", "", body)
+        body = re.sub(r"[{}]", "", body)
+        body = re.sub(r"(?m)^ +", "", body)
+        text = join_lines(body)
+        if len(text) > 20:
+            yield word, f"{word}{etymology}\n{text}"
+
+
+def _headword(head: str) -> tuple[str, str]:
+    word, mark, rest = head.partition("\\")
+    after = rest.partition("\\")[2] if mark else ""
+    return word.strip().replace("{", "").replace("}", ""), re.sub(r"[{}]", "", after).rstrip()
+
+
+def r_data(name: str, data: bytes) -> Iterator[Document]:
+    """The character vectors of an R data file (.rdb), each a book, cut at its chapters."""
+    at = number = 0
+    while at + 4 < len(data):
+        unpacker = zlib.decompressobj()
+        try:
+            content = unpacker.decompress(data[at + 4 :])
+        except zlib.error as error:
+            raise DataError(
+                f"{name} is not the R data that was expected ({error}); it needs a reader's care"
+            ) from error
+        at = len(data) - len(unpacker.unused_data)
+        lines = _strings(content)
+        if len(lines) > 100:
+            number += 1
+            for part, chapter in enumerate(re.split(r"\n(?=CHAPTER [IVXLC\d]+)", "\n".join(lines)), 1):
+                yield Document(f"{name} {number}.{part}", join_lines(chapter))
+
+
+def _strings(content: bytes) -> list[str]:
+    """The strings of a serialized R object, when it is a character vector; else none."""
+    if not content.startswith(b"X\n"):
+        return []
+    version = struct.unpack_from(">i", content, 2)[0]
+    at = 14 + (4 + struct.unpack_from(">i", content, 14)[0] if version == 3 else 0)
+    flags, count = struct.unpack_from(">Ii", content, at)
+    if flags & 0xFF != _CHARACTER_VECTOR:
+        return []
+    at += 8
+    found = []
+    for _ in range(count):
+        flags, length = struct.unpack_from(">II", content, at)
+        at += 8
+        if flags & 0xFF != _STRING:
+            return []
+        size = 0 if length == _MISSING else length
+        found.append(content[at : at + size].decode("utf-8", "replace"))
+        at += size
+    return found
+
+
+def leads(name: str, data: bytes) -> Iterator[Document]:
+    """First paragraphs of encyclopaedia articles, named by their titles."""
+    for title, row in sorted(_json(name, data, dict).items()):
+        text = str(row.get("extract", "")).strip()
+        if text:
+            yield Document(title, text)
+
+
+def bank(name: str, data: bytes) -> Iterator[Document]:
+    """Internal documents of the invented bank, with their titles."""
+    for row in _json(name, data, list):
+        yield Document(str(row["id"]), f"# {row['title']}\n\n{row['content']}")
+
+
+def mail(name: str, data: bytes) -> Iterator[Document]:
+    """One mail: who, when, about what, and its plain text."""
+    message = BytesParser(policy=policy.compat32).parsebytes(re.sub(rb"\AFrom [^\n]*\n", b"", data))
+    part = next((p for p in message.walk() if p.get_content_type() == "text/plain" and not p.get_filename()), None)
+    payload = part.get_payload(decode=True) if part is not None else None
+    if not isinstance(payload, bytes):
+        return
+    heads = [f"{head}: {' '.join(str(message[head]).split())}" for head in ("From", "Date", "Subject") if message[head]]
+    yield Document(name, "\n".join(heads) + "\n\n" + decode(payload).strip())
+
+
+def yes_no(name: str, data: bytes) -> Iterator[Document | Question]:
+    """BoolQ: passages with their titles, and questions that are answered by yes or no."""
+    for row in _rows(name, data):
+        title, _, passage = str(row["passage"]).partition(" -- ")
+        if not passage:
+            title, passage = "", title
+        yield Document(title, passage)
+        answer = {"true": "yes", "false": "no"}.get(str(row.get("label")).lower())
+        if answer is not None:
+            yield Question(str(row["question"]), answer, title, passage)
+
+
+def stories(name: str, data: bytes) -> Iterator[Document | Question]:
+    """NarrativeQA: summaries of stories, and questions with answers in people's own words; the longest is taken."""
+    for row in _rows(name, data):
+        answers = row["answer"] if isinstance(row["answer"], list) else ast.literal_eval(str(row["answer"]))
+        answer = max((str(a).strip() for a in answers), key=len, default="")
+        passage = str(row["passage"])
+        yield Document("", passage)
+        if answer:
+            yield Question(str(row["question"]), answer, "", passage)
+
+
+def dialogues(name: str, data: bytes) -> Iterator[Document]:
+    """QuAC: the passages alone; its questions lean on one another."""
+    for row in _rows(name, data):
+        yield Document("", str(row["passage"]).removesuffix("CANNOTANSWER").strip())
+
+
+def open_questions(name: str, data: bytes) -> Iterator[Question]:
+    """NQ-open: questions that people asked, with short answers and without a passage."""
+    for row in _rows(name, data):
+        if row["answer"]:
+            yield Question(str(row["question"]), str(row["answer"][0]), "", "")
+
+
+def _json(name: str, data: bytes, form: type[Any]) -> Any:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{name} is not JSON ({error}); the package is not the one that was expected") from error
+    if not isinstance(found, form):
+        raise DataError(f"{name} is not laid out as expected; the package is not the one that was expected")
+    return found
+
+
+def _rows(name: str, data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.decode("utf-8", "replace").splitlines():
+        if line.strip():
+            yield _json(name, line.encode(), dict)

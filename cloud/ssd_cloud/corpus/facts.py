@@ -1,0 +1,283 @@
+"""Questions with full-sentence answers, made by rule: from articles with a known subject, and from invented notes.
+
+From an article: sentences about its title that say when, where or by whom. Invented notes: small workplaces whose facts
+no model has seen, so that an answer can only come from the notes. Everything follows from the random generator that is
+passed in. Knows nothing about prompts or files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd_cloud.corpus.model import Question
+from ssd_cloud.corpus.words import words
+
+_SENTENCE = re.compile(r"(?<=[a-z0-9\")][.!?])\s+(?=[A-Z\"])")
+_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+_WHEN = rf"(?:on (?:\d{{1,2}} )?(?:{_MONTH})(?: \d{{1,2}},)? ?(?:\d{{4}})?|in (?:(?:{_MONTH}) )?(?:1[0-9]|20)\d\d)"
+_PAST = words(
+    "founded established built opened released published born completed created launched introduced invented "
+    "discovered adopted formed signed ratified abolished designed constructed produced recorded elected "
+    "crowned assassinated"
+)
+_PLACED = ["located", "situated", "based", "headquartered", "born", "buried", "spoken", "built", "founded", "held"]
+_DONE = words("written directed founded designed composed invented discovered produced developed created painted built")
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text."""
+    return [part.strip() for part in _SENTENCE.split(text.replace("\n", " ")) if part.strip()]
+
+
+def about(title: str, text: str, *, person: bool = False) -> Iterator[Question]:
+    """Questions that an article answers in a sentence about its title.
+
+    Args:
+        title: of the article, as its text names the subject.
+        text: of the article.
+        person: whether the subject is one.
+    """
+    subject = re.sub(r"\s*\([^)]*\)$", "", title)
+    for number, raw in enumerate(sentences(text)[:6]):
+        sentence = re.sub(r"^(He|She|It|They)\b(?= (?:was|is|has|had)\b)", lambda _: subject, raw)
+        if not sentence.startswith(subject + " ") or len(sentence) > 260:
+            continue
+        rest = sentence[len(subject) + 1 :]
+        made = _of_rest(subject, rest)
+        if made is None and number == 0 and re.match(r"(?:is|was|are|were) (?:a|an|the|one)\b", rest):
+            word = "Who" if person else "What"
+            verb = rest.split()[0]
+            made = f"{word} {verb} {subject}?"
+        if made:
+            yield Question(made, sentence, title, text)
+
+
+def _of_rest(subject: str, rest: str) -> str | None:
+    done = re.match(rf"(was|were) (?:\w+ly |first )?({'|'.join(_DONE)}) by ", rest)
+    if done:
+        return f"Who {done[2]} {subject}?" if done[2] not in ("written",) else f"Who wrote {subject}?"
+    past = re.match(rf"(was|were) (?:\w+ly |first )?({'|'.join(_PAST)})\b.*?\b{_WHEN}", rest)
+    if past:
+        return f"When {past[1]} {subject} {past[2]}?"
+    placed = re.match(rf"(is|was|are|were) ({'|'.join(_PLACED)}) (?:in|at|on|near) (?:the )?[A-Z]", rest)
+    if placed:
+        return f"Where {placed[1]} {subject} {placed[2]}?"
+    people = re.match(r"(?:has|had) a population of ", rest)
+    return f"What is the population of {subject}?" if people else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A fact: how notes say it, how people ask for it, and the answer; names in braces are drawn."""
+
+    notes: tuple[str, ...]
+    asked: tuple[str, ...]
+    answer: str
+
+
+_FIRST = words(
+    "Amara Bilal Chiara Dmitri Elif Farid Greta Hiro Ines Joana Kwame Lena Mateo Nadia Oskar Pilar Quentin "
+    "Rosa Samir Tove Umar Vera Wanda Ximena Yusuf Zofia Anton Bruna Cyrus Delia Emil Flora Goran Hedda Ivo "
+    "Jette Karim Lotte Milan"
+)
+_LAST = words(
+    "Abara Brandvold Castellan Dovlat Ekman Ferrante Grunwald Halloran Ishikawa Jankowski Kessler Lindqvist "
+    "Moreau Novotny Okafor Petrosyan Quiroga Rasmussen Sokolov Takeda Ulrich Vasquez Wexford Yilmaz Zamora "
+    "Achterberg Bellweather"
+)
+_DRAWN: dict[str, list[str]] = {
+    "firm": words(
+        "Alderbrook Foundry,Copper Lane Bakery,Dunmore Clinic,Eastgate Library,Fennel & Rye,Glasswork "
+        "Studio,Hollow Hill Farm,Ironbridge Press,Juniper School,Kestrel Couriers,Lantern Theatre,Millrace "
+        "Brewery,Northfold Museum,Orchard Veterinary Practice,Pinecrest Hostel,Quayside Laundry,Redwater "
+        "Dairy,Silverbirch Nursery,Tallow Street Chandlery,Underhill Observatory,Violet Cab Company,Westmoor "
+        "Cyclists",
+        ",",
+    ),
+    "room": words(
+        "the copper room,the east wing,the reading room,the cellar,the glass house,room 14,room 27,the "
+        "annex,the old kitchen,the mezzanine,the long hall,the green office,hall B,the loft,the boiler room",
+        ",",
+    ),
+    "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
+    "colour": ["red", "blue", "green", "yellow", "white", "black", "orange", "grey", "purple", "brown", "silver"],
+    "thing": words(
+        "projector,kiln,delivery van,microscope,printing press,coffee "
+        "grinder,freezer,ladder,telescope,server,forklift,piano,trailer,loom,drill,scanner,pump,oven,generator,camera",
+        ",",
+    ),
+    "place": words(
+        "Aldmouth,Brackwater,Corveth,Dunlow,Eskerby,Farrowdale,Greyholm,Hexley,Inverlune,Kirkham "
+        "Moor,Larkspur Bay,Marrowby,Netherby,Ostrava Road,Penhallow,Ravenscar,Stourfield,Tarn End,Wick Abbas",
+        ",",
+    ),
+    "job": words(
+        "bookkeeping,the night shift,the front desk,first aid,the archive,deliveries,the garden,the web "
+        "site,repairs,the safety inspections,ordering supplies,the newsletter,the payroll,the rota",
+        ",",
+    ),
+    "form": words(
+        "a blue slip,form K-7,an e-mail to the office,the red ledger,a note on the board,the online "
+        "calendar,a signed card,form 22",
+        ",",
+    ),
+    "item": words(
+        "gloves,flour,envelopes,seed trays,toner,lamp oil,blankets,paint,bottles,bandages,copper wire,glass "
+        "jars,firewood,batteries,clay",
+        ",",
+    ),
+    "dish": words(
+        "lentil soup,pea stew,pancakes,fish pie,potato salad,vegetable curry,noodles,onion tart",
+        ",",
+    ),
+    "pet": ["cat", "dog", "parrot", "goat", "tortoise", "donkey"],
+    "pet_name": words("Pickle Marzipan Bramble Domino Truffle Nutmeg Juno Waffles Sprocket Tansy Clover Figaro"),
+    "code": words(
+        "heron-42,blue lantern,7719,copper-fox,31-08-5,maple row,quiet river,5580,amber-gate,1264",
+        ",",
+    ),
+    "reason": words(
+        "the roof leaked,the boiler failed,the road was flooded,a pipe burst,the lift was being repaired,the "
+        "electricians needed the floor,the harvest came early,the supplier went out of business",
+        ",",
+    ),
+}
+_RULES = (
+    _Rule(("The office manager of {firm} is {person}.", "{person} manages the office of {firm}."),
+          ("Who is the office manager of {firm}?", "Who manages the office of {firm}?"),
+          "{person} is the office manager of {firm}."),
+    _Rule(("{firm} was founded in {founded} by {founder}.", "In {founded}, {founder} founded {firm}."),
+          ("When was {firm} founded?", "In which year was {firm} founded?"), "{firm} was founded in {founded}."),
+    _Rule(("{firm} was started by {founder} in {founded}, with two helpers.",),
+          ("Who started {firm}?", "By whom was {firm} started?"), "{firm} was started by {founder}."),
+    _Rule(("The {thing} is kept in {room}.", "You will find the {thing} in {room}; put it back when you are done."),
+          ("Where is the {thing} kept?", "Where do I find the {thing}?"), "The {thing} is kept in {room}."),
+    _Rule(("The {thing} is serviced every {count} months, next in {month}.",
+           "Every {count} months the {thing} is serviced. The next time is in {month}."),
+          ("How often is the {thing} serviced?",), "The {thing} is serviced every {count} months."),
+    _Rule(("The team meets every {day} at {time} in {room}.", "Team meeting: every {day}, {time}, {room}."),
+          ("When does the team meet?", "On which day does the team meet, and at what time?"),
+          "The team meets every {day} at {time}."),
+    _Rule(("The shop at {firm} opens at {time} and shuts at {later}.",
+           "Opening hours of the shop at {firm}: {time} to {later}."),
+          ("When does the shop at {firm} open?", "At what time does the shop at {firm} open?"),
+          "The shop at {firm} opens at {time}."),
+    _Rule(("{person} looks after {job}.", "For {job}, ask {person}.", "{job_cap} is done by {person}."),
+          ("Who looks after {job}?", "Whom do I ask about {job}?"), "{person} looks after {job}."),
+    _Rule(("The {colour} bins are emptied on {day}s.", "Put the {colour} bin out: it is emptied every {day}."),
+          ("When are the {colour} bins emptied?", "On which day is the {colour} bin emptied?"),
+          "The {colour} bins are emptied on {day}s."),
+    _Rule(("The code of the door to {room} is {code}.", "Door code for {room}: {code}."),
+          ("What is the code of the door to {room}?", "Which code opens the door to {room}?"),
+          "The code of the door to {room} is {code}."),
+    _Rule(("Leave is asked for with {form}, at least {count} days before.",
+           "Whoever wants leave hands in {form} {count} days ahead."),
+          ("How is leave asked for?", "How do I ask for leave?"), "Leave is asked for with {form}."),
+    _Rule(("A day's parking costs {price} for visitors.", "Visitors pay {price} a day for parking."),
+          ("How much does parking cost for visitors?", "What do visitors pay for a day's parking?"),
+          "Parking costs {price} a day for visitors."),
+    _Rule(("We order {item} from a supplier in {place}; an order takes {count} days.",
+           "The {item} come from {place} and take {count} days."),
+          ("Where do we order {item} from?", "Where do the {item} come from?"), "The {item} come from {place}."),
+    _Rule(("There are {number} boxes of {item} in store.", "Stock on hand: {number} boxes of {item}."),
+          ("How many boxes of {item} are in store?", "How many boxes of {item} do we have?"),
+          "There are {number} boxes of {item} in store."),
+    _Rule(("On {day}s the kitchen serves {dish}.", "{day}: {dish} in the kitchen."),
+          ("What does the kitchen serve on {day}s?", "What is there to eat on {day}s?"),
+          "On {day}s the kitchen serves {dish}."),
+    _Rule(("The {pet} of the house is called {pet_name}.", "{pet_name}, our {pet}, may go anywhere but the kitchen."),
+          ("What is the {pet} called?", "What is the name of the {pet}?"), "The {pet} is called {pet_name}."),
+    _Rule(("The meeting of {date} was put off because {reason}.",
+           "Because {reason}, we put off the meeting of {date}."),
+          ("Why was the meeting of {date} put off?",), "The meeting of {date} was put off because {reason}."),
+    _Rule(("The new {thing} cost {price} and was bought in {month} {year}.",
+           "In {month} {year} we bought a {thing} for {price}."),
+          ("How much did the new {thing} cost?", "What was paid for the {thing}?"), "The {thing} cost {price}."),
+    _Rule(("The contract with {firm} runs until {date} {year}.", "{firm} has a contract with us until {date} {year}."),
+          ("Until when does the contract with {firm} run?", "When does the contract with {firm} end?"),
+          "The contract with {firm} runs until {date} {year}."),
+    _Rule(("{person} is away from {date} for {count} weeks; {other} stands in.",
+           "While {person} is away, {other} stands in."),
+          ("Who stands in for {person}?", "Who stands in while {person} is away?"), "{other} stands in for {person}."),
+    _Rule(("{person} can be reached at extension {number}.", "Extension {number} is {person}'s."),
+          ("What is {person}'s extension?", "At which extension can {person} be reached?"),
+          "{person}'s extension is {number}."),
+    _Rule(("The fire drill is on {date} at {time}.", "On {date}, at {time}, there is a fire drill."),
+          ("When is the fire drill?", "On which date is the fire drill?"), "The fire drill is on {date} at {time}."),
+    _Rule(("The {thing} may carry no more than {number} kilograms.",
+           "Do not load the {thing} with more than {number} kilograms."),
+          ("How much may the {thing} carry?", "What is the most that the {thing} may carry?"),
+          "The {thing} may carry {number} kilograms at most."),
+    _Rule(("The {colour} folder holds the papers on {job}.", "Papers on {job} are in the {colour} folder."),
+          ("Which folder holds the papers on {job}?", "Where are the papers on {job}?"),
+          "The papers on {job} are in the {colour} folder."),
+)  # fmt: skip
+_HEADS = (
+    "Notes", "Minutes", "House rules", "Handover", "Things to know", "Week plan", "Office", "For new people", "Rota",
+    "Stock", "Facilities", "Contacts", "Reminders",
+)  # fmt: skip
+_ASIDES = (
+    "Please tell the office when this changes.", "Ask before you change anything here.", "This was agreed by all.",
+    "Everything else stays as it was last year.", "Please pass this on to those who were not there.",
+    "Nobody had further questions.", "The list will be looked at again in spring.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An invented note.
+
+    Attributes:
+        head: its heading.
+        text: its facts, as sentences or as a list.
+        asked: for each fact, every way to ask for it, and the answer.
+    """
+
+    head: str
+    text: str
+    asked: tuple[tuple[tuple[str, ...], str], ...]
+
+
+def invented_note(rng: np.random.Generator) -> Note:
+    """A note of two to six facts that no model has seen; no two of one rule."""
+    picked = rng.permutation(len(_RULES))[: int(rng.integers(2, 7))]
+    lines, asked = [], []
+    shared = {"firm": _draw(rng, _DRAWN["firm"]), "founder": _name(rng), "founded": str(rng.integers(1871, 2021))}
+    for i in picked:
+        rule = _RULES[int(i)]
+        values = _values(rng) | shared
+        lines.append(_draw(rng, rule.notes).format(**values))
+        asked.append((tuple(q.format(**values) for q in rule.asked), rule.answer.format(**values)))
+    firm = shared["firm"]
+    if rng.random() < 0.4:
+        lines.insert(int(rng.integers(0, len(lines) + 1)), _draw(rng, _ASIDES))
+    lines = [line[0].upper() + line[1:] for line in lines]
+    joined = "\n".join(f"- {line}" for line in lines) if rng.random() < 0.3 else " ".join(lines)
+    head = f"{_draw(rng, _HEADS)}, {firm}" if rng.random() < 0.5 else _draw(rng, _HEADS)
+    return Note(head, joined, tuple((q, a[0].upper() + a[1:]) for q, a in asked))
+
+
+def _name(rng: np.random.Generator) -> str:
+    return f"{_draw(rng, _FIRST)} {_draw(rng, _LAST)}"
+
+
+def _values(rng: np.random.Generator) -> dict[str, str]:
+    values = {name: _draw(rng, words) for name, words in _DRAWN.items()}
+    hour, minute = int(rng.integers(6, 13)), _draw(rng, ("00", "15", "30", "45"))
+    month = _draw(rng, _MONTH.split("|"))
+    values |= {
+        "person": _name(rng), "other": _name(rng),
+        "year": str(rng.integers(1871, 2031)), "time": f"{hour}:{minute}", "later": f"{hour + 8}:{minute}",
+        "month": month, "date": f"{rng.integers(1, 29)} {month}", "count": str(rng.integers(2, 19)),
+        "number": str(rng.integers(11, 980)), "job_cap": values["job"][0].upper() + values["job"][1:],
+        "price": f"{_draw(rng, ('$', '£', '€'))}{rng.integers(2, 900)}{_draw(rng, ('', '', '.50', '.80'))}",
+    }  # fmt: skip
+    return values
+
+
+def _draw(rng: np.random.Generator, words: list[str] | tuple[str, ...]) -> str:
+    return words[int(rng.integers(len(words)))]

@@ -1,0 +1,229 @@
+"""Instruction pairs as chat messages: questions, and questions with notes in the very form that the device asks in.
+
+Most notes hold the answer among others that do not; in a small share none does, and the answer says so. Pairs made
+by rule are marked `"made": "rule"`, those whose question and answer come from a data set with its name. Knows
+nothing about files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssd_cloud.corpus import facts
+from ssd_cloud.corpus.clean import COMMON_WORDS
+from ssd_cloud.corpus.model import Document, Question
+
+NOTES_HEADING = "Answer with the help of these notes."  # as the device writes it; a test holds both equal
+UNKNOWN = "The notes do not say."
+UNKNOWN_SHARE = 0.08
+INVENTED = 8000
+ABOUT_SHARE = 0.35  # of the articles whose questions are also asked without notes
+_FEW_CHARS, _MANY_CHARS = 1100, 2400  # of all notes; most rows of training are short
+_NOTE_CHARS = 620
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A note as the device shows one: document or headings, and the words."""
+
+    place: str
+    text: str
+
+
+def with_notes(notes: Sequence[Labelled], question: str, answer: str) -> list[dict[str, str]]:
+    """A conversation in which the notes are the system's words."""
+    numbered = [f"[{i}] {note.place}: {note.text.strip()}" for i, note in enumerate(notes, 1)]
+    return [
+        {"role": "system", "content": "\n\n".join([NOTES_HEADING, *numbered])},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def plain(question: str, answer: str) -> list[dict[str, str]]:
+    """A conversation without notes."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def from_articles(articles: Sequence[Document], origin: tuple[str, str], seed: int) -> Iterator[Row]:
+    """Pairs by rule about encyclopaedia articles: with notes, some without the one that answers, some without notes.
+
+    Args:
+        articles: their names are their titles.
+        origin: source and licence.
+        seed: of every choice.
+    """
+    rng = np.random.default_rng([seed, 1])
+    for article in articles:
+        found = list(facts.about(article.name, article.text, person=_is_person(article.text)))
+        for i in rng.permutation(len(found))[:2]:
+            asked = found[int(i)]
+            own = Labelled(article.name, window(asked))
+            yield _noted(rng, own, asked.question, asked.answer, _others(rng, articles, article.name), origin, "rule")
+        if found and rng.random() < ABOUT_SHARE:
+            yield _row(plain(found[0].question, found[0].answer), origin, "rule")
+
+
+def from_inventions(count: int, seed: int) -> Iterator[Row]:
+    """Pairs by rule about invented workplaces."""
+    rng = np.random.default_rng([seed, 2])
+    origin = ("inventions", "this project's own, Apache-2.0")
+    for _ in range(count):
+        note = facts.invented_note(rng)
+        ways, answer = note.asked[int(rng.integers(len(note.asked)))]
+        question = ways[int(rng.integers(len(ways)))]
+        others: list[Labelled] = []
+        while len(others) < 4:
+            other = facts.invented_note(rng)
+            if all(question not in theirs for theirs, _ in other.asked):
+                others.append(Labelled(_place(rng, other.head), other.text))
+        yield _noted(rng, Labelled(_place(rng, note.head), note.text), question, answer, others, origin, "rule")
+
+
+def from_questions(
+    asked: Sequence[Question], others: Sequence[Document], origin: tuple[str, str], dataset: str, seed: int
+) -> Iterator[Row]:
+    """Pairs of a data set with passages.
+
+    Args:
+        asked: questions with their passages.
+        others: passages to put beside.
+        origin: source and licence.
+        dataset: what the pairs are marked with.
+        seed: of every choice.
+    """
+    rng = np.random.default_rng([seed, 3])
+    for one in asked:
+        question, answer = sentence_case(one.question, "?"), sentence_case(one.answer, ".")
+        evidence = window(one)
+        if one.answer in ("yes", "no"):
+            best = _evidence(one)
+            if best is None:
+                continue
+            answer = f"{answer[:-1]}. {best}"
+        own = Labelled(one.title or _place(rng, "Summary"), evidence)
+        yield _noted(rng, own, question, answer, _others(rng, others, one.title), origin, dataset)
+
+
+def short_answers(asked: Iterable[Question], origin: tuple[str, str], dataset: str) -> Iterator[Row]:
+    """Pairs of a data set without passages."""
+    for one in asked:
+        yield _row(plain(sentence_case(one.question, "?"), sentence_case(one.answer, ".")), origin, dataset)
+
+
+def definitions(pages: Sequence[Document], origin: tuple[str, str], seed: int) -> Iterator[Row]:
+    """Pairs by rule from dictionary pages: what a word means, answered by its entry's first sentence."""
+    rng = np.random.default_rng([seed, 4])
+    for page in pages:
+        entries = [e.split("\n", 1) for e in page.text.split("\n\n") if "\n" in e]
+        for i in rng.permutation(len(entries))[:1]:
+            word, body = entries[int(i)]
+            first = facts.sentences(re.sub(r"^<[^>]*>\s*|^\d+\.\s*", "", body))
+            if first and 40 <= len(first[0]) <= 300 and first[0].endswith(".") and 2 <= len(word) <= 40:
+                asked = ("What does {w} mean?", "What is meant by {w}?", "Explain {w}.")[int(rng.integers(3))]
+                answer = re.sub(r"^<[^>]*>\s*", "", first[0])
+                yield _row(plain(asked.format(w=word), answer), origin, "rule")
+
+
+def window(asked: Question) -> str:
+    """The sentences of the passage that the question and its answer are about, up to 620 characters."""
+    wanted = _content(asked.question) | _content(asked.answer)
+    parts = facts.sentences(asked.passage)
+    if sum(map(len, parts)) <= _NOTE_CHARS or not parts:
+        return asked.passage[:_NOTE_CHARS]
+    best, best_score = "", -1
+    for start in range(len(parts)):
+        end, text = start, ""
+        while end < len(parts) and len(text) + len(parts[end]) <= _NOTE_CHARS:
+            text = f"{text} {parts[end]}".strip()
+            end += 1
+        score = len(wanted & _content(text))
+        if score > best_score:
+            best, best_score = text or parts[start][:_NOTE_CHARS], score
+    return best
+
+
+def sentence_case(text: str, end: str) -> str:
+    """A sentence with a capital at its beginning and a mark at its end."""
+    text = " ".join(text.split()).rstrip(" ?" if end == "?" else " ")
+    if not text.endswith((end, ".", "!", "?")):
+        text += end
+    return text[0].upper() + text[1:]
+
+
+def _noted(
+    rng: np.random.Generator,
+    own: Labelled,
+    question: str,
+    answer: str,
+    others: Sequence[Labelled],
+    origin: tuple[str, str],
+    made: str,
+) -> Row:
+    most = _FEW_CHARS if rng.random() < 0.6 else _MANY_CHARS
+    known = rng.random() >= UNKNOWN_SHARE
+    kept = [own] if known else []
+    for other in others:
+        if sum(len(n.text) + len(n.place) + 8 for n in kept) + len(other.text) <= most and not _overlaps(other, answer):
+            kept.append(other)
+    if not kept:
+        kept, known = [own], True
+    order = rng.permutation(len(kept))
+    return _row(with_notes([kept[int(i)] for i in order], question, answer if known else UNKNOWN), origin, made)
+
+
+def _row(messages: list[dict[str, str]], origin: tuple[str, str], made: str) -> Row:
+    how: Row = {"made": "rule"} if made == "rule" else {"dataset": made}
+    return {"source": origin[0], "licence": origin[1], **how, "messages": messages}
+
+
+def _others(rng: np.random.Generator, documents: Sequence[Document], title: str) -> list[Labelled]:
+    found = []
+    for i in rng.integers(0, len(documents), 4) if documents else []:
+        other = documents[int(i)]
+        if other.name != title:
+            text = window(Question("", "", "", other.text))
+            found.append(Labelled(other.name or _place(rng, "Summary"), text))
+    return found
+
+
+def _overlaps(other: Labelled, answer: str) -> bool:
+    """Whether another note might answer too: it holds most of the answer's words."""
+    wanted = _content(answer)
+    return bool(wanted) and len(wanted & _content(f"{other.place} {other.text}")) > 0.6 * len(wanted)
+
+
+def _evidence(asked: Question) -> str | None:
+    """The passage's sentence that shares most words with the question, where it shares enough to be a reason."""
+    wanted = _content(asked.question)
+    best = max(facts.sentences(asked.passage), key=lambda s: len(wanted & _content(s)), default="")
+    enough = wanted and len(wanted & _content(best)) >= max(2, 0.5 * len(wanted)) and 40 <= len(best) <= 260
+    return best if enough and best.endswith((".", "!")) else None
+
+
+def _content(text: str) -> set[str]:
+    return {w for w in re.findall(r"\w{3,}|\d+", text.lower()) if w not in COMMON_WORDS}
+
+
+def _is_person(text: str) -> bool:
+    first = text.split(".")[0]
+    return bool(re.search(
+        r"\b(?:actor|actress|singer|writer|poet|politician|author|painter|composer|scientist|philosopher|president|king|"
+        r"queen|emperor|physicist|mathematician|director|player|general|leader|activist|lawyer|artist|explorer|inventor|"
+        r"who)\b", first))  # fmt: skip
+
+
+def _place(rng: np.random.Generator, head: str) -> str:
+    """Where a note stands: its heading, or a file and its heading, as the device labels passages."""
+    if rng.random() < 0.5:
+        return head
+    stem = re.sub(r"[^a-z]+", "-", head.lower()).strip("-")
+    folder = ("notes", "handbook", "mail", "docs", "minutes", "office")[int(rng.integers(6))]
+    return f"{folder}/{stem}{('.md', '.txt', '.html')[int(rng.integers(3))]}"
