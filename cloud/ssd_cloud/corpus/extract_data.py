@@ -49,11 +49,18 @@ def dictionary_entries(text: str) -> Iterator[tuple[str, str]]:
                       r"[^\]]*\]", "", body)  # fmt: skip
         body = re.sub(r"\((?:19|20)\d\d-\d\d-\d\d\)", "", body)
         body = re.sub(r"\\[^\\\n]*\\,?", "", body)
+        body = re.sub(r"(?m)^(\s*(?:\d+\. +)?)<[a-z ,/-]{3,40}>\s+", r"\1", body)  # the field that a word belongs to
         body = re.sub(r"[{}]", "", body)
         body = re.sub(r"(?m)^ +", "", body)
         text = join_lines(body)
         if len(text) > 20:
-            yield word, f"{word}{etymology}\n{text}"
+            yield word, _spoken(f"{word}{etymology}\n{text}")
+
+
+def _spoken(entry: str) -> str:
+    """An entry without how its word is spoken, which stands in brackets full of signs near its beginning."""
+    head, rest = entry[:240], entry[240:]
+    return re.sub(r" ?\((?=[^()]*[\[`\"*])[^()]*\)(?=,)", "", head) + rest
 
 
 def _headword(head: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ _CELL_CHARS = 60  # tables whose cells are longer hold prose
 _HIDDEN = frozenset(
     words(
         "script style noscript template svg math head iframe object form button nav header footer aside sup "
-        "info links media"
+        "info links media comment"
     )
 )
 _BLOCKS = frozenset(
@@ -34,7 +34,7 @@ _ITEMS = frozenset(["li", "dt", "dd", "item"])
 _UNWANTED = re.compile(
     r"\b(nav(header|footer|bar)?|sphinxsidebar\w*|related|toc|sidebar\w*|headerlink|footer|header|breadcrumbs?|"
     r"menu\w*|index(term|able)|legalnotice|copyright|sourcelink|footnote\w*|doc-nav\w*|nav-\w+|src\w*|searchbox|"
-    r"fancy_title|fancy_toc|qa|apidoc|quickview|toplang|bottomlang|permalink)\b"
+    r"fancy_title|fancy_toc|docnav|viewcode-link|copiable-link|copiable-anchor|categories\w*|apidoc|quickview|toplang|bottomlang|permalink)\b"
 )
 _MAIN = (
     "//main", "//*[@role='main']", "//*[@id='content-wrap']", "//div[@id='page-content']", "//div[@class='body']",

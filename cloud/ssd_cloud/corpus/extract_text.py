@@ -118,7 +118,8 @@ def _rst_lines(lines: list[str]) -> Iterator[str]:
             at = end
         else:
             if not re.match(r"^\s*:[\w ./-]+:(\s|$)", line):
-                yield line.removeprefix(">>> ") if not line.lstrip().startswith(">>>") else "    " + line.strip()
+                line = re.sub(r"^(\s*)(#\.|\*)\s", r"\1- ", line)
+                yield "    " + line.strip() if line.lstrip().startswith(">>>") else line
             at += 1
 
 
@@ -168,7 +169,7 @@ def _rst_inline(text: str) -> str:
     text = re.sub(r"`([^`]+)`_{0,2}", r"\1", text)
     text = re.sub(r"(?<!\w)\*\*(?=\S)([^*]+)(?<=\S)\*\*", r"\1", text)
     text = re.sub(r"(?<![\w*])\*(?=\S)([^*\n]+)(?<=\S)\*(?![\w*])", r"\1", text)
-    text = re.sub(r"(?<=\w)_{1,2}(?=[\s.,;:)])|\[(\w+|#\w*)\]_", "", text)
+    text = re.sub(r"(?<=\w)_{1,2}(?=[\s.,;:)])|\|\w+\||\[(\w+|#\w*)\]_", "", text)
     return re.sub(r"\\(?=[^\w\s])", "", text)
 
 
