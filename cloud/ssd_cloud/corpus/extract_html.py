@@ -144,8 +144,9 @@ def _flat(text: str | None) -> str:
 
 def _tidy(text: str) -> str:
     lines = (line.rstrip() if line.startswith("    ") else line.strip() for line in text.split("\n"))
-    kept = [line for line in lines if not re.fullmatch(r"#+|-", line.strip()) or not line]
+    kept = [line for line in lines if not re.fullmatch(r"#+", line.strip())]
     joined = "\n".join(kept)
-    joined = re.sub(r"\n- *\n+(?=\S)", "\n- ", joined)  # a paragraph within its item
-    joined = re.sub(r"\n{2,}(?=- )", "\n\n", joined)
+    joined = re.sub(r"(?m)^-\n+(?=[^\s-])", "- ", joined)  # a paragraph within its item
+    joined = re.sub(r"(?m)^-$\n?", "", joined)
+    joined = re.sub(r"(?m)^(- [^\n]*)\n{2,}(?=- )", r"\1\n", joined)
     return re.sub(r"\n{3,}", "\n\n", joined).strip()

@@ -7,6 +7,7 @@ few lines, tables and directives without prose are left out. Knows nothing about
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 
 from ssd_cloud.corpus.extract_html import CODE_LINES
@@ -195,7 +196,7 @@ def pod(name: str, data: bytes) -> Iterator[Document]:
         elif block.startswith("=") or not block.strip():
             continue
         elif block[0] in " \t":
-            out.append("\n".join("    " + line for line in block.split("\n")))
+            out.append(textwrap.indent(textwrap.dedent(block), "    "))
         elif out and out[-1] == "- ":
             out[-1] += " ".join(block.split())
         else:
