@@ -29,6 +29,7 @@ _BOILERPLATE_CHARS = 12
 _DROPPED = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff\ufffd\ufff9-\uffff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ue000-\uf8ff]")
 _NOTICE = re.compile(r"\W*(Copyright )?(©|\(c\)|\(C\)) ?(Copyright )?[0-9]{4}")
+_ADDRESS = re.compile(r"\W*https?://\S+\W*$")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 
 
@@ -83,8 +84,9 @@ def boilerplate(texts: Sequence[str]) -> frozenset[str]:
 
 
 def without_lines(text: str, lines: frozenset[str]) -> str:
-    """The text without these lines and notices of copyright, and without headings that then stand over nothing."""
-    kept = "\n".join(line for line in text.split("\n") if line.strip() not in lines and not _NOTICE.match(line))
+    """The text without these lines, notices of copyright and bare addresses, and without headings over nothing."""
+    own = (line for line in text.split("\n") if not _NOTICE.match(line) and not _ADDRESS.match(line))
+    kept = "\n".join(line for line in own if line.strip() not in lines)
     kept = re.sub(r"(?m)^#+ [^\n]*\n+(?=#+ )", lambda m: m[0] if m[0].startswith("# ") else "", kept)
     kept = re.sub(r"\n+#+ [^\n]*\s*\Z", "", kept)
     return re.sub(r"\n{3,}", "\n\n", kept).strip("\n")

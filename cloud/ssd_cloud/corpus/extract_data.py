@@ -10,6 +10,7 @@ import ast
 import json
 import re
 import struct
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from email import policy
@@ -21,6 +22,11 @@ from ssd_cloud.corpus.model import Document, Question
 from ssd_cloud.errors import DataError
 
 _PAGE_CHARS = 2500
+_ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "=": "\u0304", "~": "\u0303", ",": "\u0327"}
+_LETTERS = {
+    "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ", "eth": "ð", "thorn": "þ", "yogh": "ȝ", "imac": "ī", "aum": "ä",
+    "deg": "°", "sect": "§", "root": "√", "alpha": "α", "beta": "β", "gamma": "γ", "pi": "π", "phi": "φ", "rho": "ρ",
+}  # fmt: skip
 _CHARACTER_VECTOR, _STRING, _MISSING = 16, 9, 0xFFFFFFFF
 
 
@@ -50,22 +56,45 @@ def dictionary_entries(text: str) -> Iterator[tuple[str, str]]:
         body = re.sub(r"\((?:19|20)\d\d-\d\d-\d\d\)", "", body)
         body = re.sub(r"\\[^\\\n]*\\,?", "", body)
         body = re.sub(r"(?m)^(\s*(?:\d+\. +)?)<[a-z ,/-]{3,40}>\s+", r"\1", body)  # the field that a word belongs to
+        body = re.sub(r"\A\s*((?:n|v|vt|vi|adj|adv|excl)\.,? +)?/[^/\n]{2,40}/,?[ \n]", r"\1", body)  # how it is spoken
         body = re.sub(r"[{}]", "", body)
         body = re.sub(r"(?m)^ +", "", body)
         text = join_lines(body)
         if len(text) > 20:
-            yield word, _spoken(f"{word}{etymology}\n{text}")
+            yield word, _letters(_spoken(_whole_head(f"{word}{etymology}\n{text}")))
 
 
 def _spoken(entry: str) -> str:
     """An entry without how its word is spoken, which stands in brackets full of signs near its beginning."""
     head, rest = entry[:240], entry[240:]
-    return re.sub(r" ?\((?=[^()]*[\[`\"*])[^()]*\)(?=,)", "", head) + rest
+    return re.sub(r" ?\((?=[^()]*[\[`\"*?#]|-)[^()]*\)(?=,)", "", head) + rest
+
+
+def _whole_head(entry: str) -> str:
+    """An entry whose first line holds all of the brackets that open in it: where the word comes from."""
+    head, _, rest = entry.partition("\n")
+    end = rest.find("]") + 1
+    if head.count("[") <= head.count("]") or not end:
+        return entry
+    return f"{head} {rest[:end]}\n{rest[end:].lstrip()}".rstrip()
+
+
+def _letters(entry: str) -> str:
+    """An entry whose letters beyond ASCII are written as such: ['e] and [ae] stand for é and æ."""
+    entry = re.sub(r"\[([a-zA-Z]+)\]", lambda m: _LETTERS.get(m[1], m[0]), entry)
+    entry = re.sub(r"\[([-.*'`^\"=~,])([A-Za-zæ])\]|\[([a-z])\^\]", _accented, entry)
+    return unicodedata.normalize("NFC", entry)
+
+
+def _accented(found: re.Match[str]) -> str:
+    """A letter with its accent; the breve and other marks of how a word is spoken are left away."""
+    return str(found[2] or found[3]) + _ACCENTS.get(found[1] or "", "")
 
 
 def _headword(head: str) -> tuple[str, str]:
     word, mark, rest = head.partition("\\")
     after = rest.partition("\\")[2] if mark else ""
+    after = re.sub(r" *\\[^\\\n]*\\", "", after)
     return word.strip().replace("{", "").replace("}", ""), re.sub(r"[{}]", "", after).rstrip()
 
 
@@ -138,7 +167,7 @@ def mail(name: str, data: bytes) -> Iterator[Document]:
 def yes_no(name: str, data: bytes) -> Iterator[Document | Question]:
     """BoolQ: passages with their titles, and questions that are answered by yes or no."""
     for row in _rows(name, data):
-        title, _, passage = str(row["passage"]).partition(" -- ")
+        title, _, passage = re.sub("``|''", '"', str(row["passage"])).partition(" -- ")
         if not passage:
             title, passage = "", title
         yield Document(title, passage)

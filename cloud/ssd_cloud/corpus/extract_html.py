@@ -34,7 +34,7 @@ _ITEMS = frozenset(["li", "dt", "dd", "item"])
 _UNWANTED = re.compile(
     r"\b(nav(header|footer|bar)?|sphinxsidebar\w*|related|toc|sidebar\w*|headerlink|footer|header|breadcrumbs?|"
     r"menu\w*|index(term|able)|legalnotice|copyright|sourcelink|footnote\w*|doc-nav\w*|nav-\w+|src\w*|searchbox|"
-    r"fancy_title|fancy_toc|docnav|viewcode-link|copiable-link|copiable-anchor|categories\w*|apidoc|quickview|toplang|bottomlang|permalink)\b"
+    r"fancy_title|fancy_toc|docnav|viewcode-link|copiable-link|copiable-anchor|categories\w*|categorybox|apidoc|quickview|toplang|bottomlang|permalink)\b"
 )
 _MAIN = (
     "//main", "//*[@role='main']", "//*[@id='content-wrap']", "//div[@id='page-content']", "//div[@class='body']",
@@ -59,7 +59,7 @@ def html(name: str, data: bytes) -> Iterator[Document]:
 
 
 def mallard(name: str, data: bytes) -> Iterator[Document]:
-    """A page of GNOME's help, which is XML whose titles are called `title`."""
+    """A page of GNOME's help, which is XML whose titles are called `title`; code of several lines is a block."""
     parser = lxml.etree.XMLParser(resolve_entities=False, no_network=True, recover=True, remove_comments=True)
     root = lxml.etree.fromstring(data, parser)
     if root is None:
@@ -67,7 +67,8 @@ def mallard(name: str, data: bytes) -> Iterator[Document]:
     for element in root.iter():
         if isinstance(element.tag, str):
             tag = lxml.etree.QName(element).localname
-            element.tag = {"title": "h2", "code": "tt", "screen": "pre"}.get(tag, tag)
+            code = "pre" if "\n" in "".join(element.itertext()).strip() else "tt"
+            element.tag = {"title": "h2", "code": code, "screen": "pre"}.get(tag, tag)
     first = root.find("h2")
     if first is not None:
         first.tag = "h1"
@@ -122,6 +123,8 @@ def _around(tag: str) -> tuple[str, str]:
 
 
 def _unwanted(element: Any) -> bool:
+    if element.get("class") == "MAC":  # the same words again, for another system
+        return True
     names = f"{element.get('class') or ''} {element.get('id') or ''}"
     return names != " " and bool(_UNWANTED.search(names.lower())) and element.tag not in ("body", "html")
 
@@ -145,7 +148,7 @@ def _flat(text: str | None) -> str:
 def _tidy(text: str) -> str:
     lines = (line.rstrip() if line.startswith("    ") else line.strip() for line in text.split("\n"))
     kept = [line for line in lines if not re.fullmatch(r"#+", line.strip())]
-    joined = "\n".join(kept)
+    joined = re.sub(r"(?m)^: (?=\S)", "", "\n".join(kept))  # a described name whose kind is empty
     joined = re.sub(r"(?m)^-\n+(?=[^\s-])", "- ", joined)  # a paragraph within its item
     joined = re.sub(r"(?m)^-$\n?", "", joined)
     joined = re.sub(r"(?m)^(- [^\n]*)\n{2,}(?=- )", r"\1\n", joined)

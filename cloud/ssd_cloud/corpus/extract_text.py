@@ -164,13 +164,16 @@ def _table_end(lines: list[str], at: int) -> int:
 
 
 def _rst_inline(text: str) -> str:
+    text = re.sub(r":pep:`(\d+)`", r"PEP \1", text)
+    text = re.sub(r":(?:issue|bpo|ticket):`(\d+)`", r"issue \1", text)
     text = _ROLE.sub(r"\1", text)
     text = re.sub(r"``(.+?)``", r"\1", text, flags=re.S)
     text = re.sub(r"`([^`<]+?)\s*<[^`>]*>`__?", r"\1", text)
     text = re.sub(r"`([^`]+)`_{0,2}", r"\1", text)
     text = re.sub(r"(?<!\w)\*\*(?=\S)([^*]+)(?<=\S)\*\*", r"\1", text)
     text = re.sub(r"(?<![\w*])\*(?=\S)([^*\n]+)(?<=\S)\*(?![\w*])", r"\1", text)
-    text = re.sub(r"(?<=\w)_{1,2}(?=[\s.,;:)])|\|\w+\||\[(\w+|#\w*)\]_", "", text)
+    text = re.sub(r"(?<![\w.])([A-Za-z0-9][A-Za-z0-9-]*)_{1,2}(?=[\s.,;:)])", r"\1", text)
+    text = re.sub(r"\|\w+\||\[(\w+|#\w*)\]_", "", text)
     return re.sub(r"\\(?=[^\w\s])", "", text)
 
 
@@ -196,6 +199,8 @@ def pod(name: str, data: bytes) -> Iterator[Document]:
         elif block.startswith("=") or not block.strip():
             continue
         elif block[0] in " \t":
+            if out and out[-1] == "- ":  # an item that is code alone needs no mark
+                out.pop()
             out.append(textwrap.indent(textwrap.dedent(block), "    "))
         elif out and out[-1] == "- ":
             out[-1] += " ".join(block.split())

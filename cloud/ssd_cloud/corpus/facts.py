@@ -24,6 +24,29 @@ _PAST = words(
     "discovered adopted formed signed ratified abolished designed constructed produced recorded elected "
     "crowned assassinated"
 )
+_PEOPLE = frozenset(
+    words(
+        "actor actress singer songwriter musician guitarist drummer bassist pianist violinist rapper composer "
+        "conductor dancer comedian entertainer presenter broadcaster filmmaker director producer screenwriter "
+        "playwright dramatist poet writer novelist author journalist essayist critic biographer historian philosopher "
+        "theologian logician polymath scholar linguist economist sociologist anthropologist archaeologist "
+        "psychologist psychiatrist psychoanalyst scientist physicist chemist biologist biochemist botanist zoologist "
+        "naturalist geologist geneticist mathematician statistician astronomer astrophysicist astronaut cosmonaut "
+        "engineer inventor programmer architect designer painter sculptor illustrator photographer artist cartoonist "
+        "animator model politician statesman diplomat president minister chancellor senator governor lawyer jurist "
+        "judge activist revolutionary feminist abolitionist suffragette king queen emperor empress pharaoh sultan "
+        "tsar prince princess duke duchess monarch ruler nobleman noblewoman aristocrat general admiral officer "
+        "soldier commander warlord dictator leader physician surgeon nurse pope bishop priest monk friar nun saint "
+        "preacher missionary mystic prophet rabbi footballer cricketer boxer wrestler swimmer cyclist sprinter "
+        "athlete golfer player driver coach manager businessman businesswoman entrepreneur industrialist investor "
+        "magnate philanthropist banker financier explorer navigator aviator pilot sailor pirate outlaw gangster "
+        "criminal murderer killer spy noble socialite teacher educator professor man woman person"
+    )
+)
+_PHRASE_END = re.compile(
+    r"[,.;:(]| (?:of|by|who|whose|whom|which|that|in|for|from|and|or|with|on|at|to|best|known|active|during|as|under) "
+)
+_OF_A_PERSON = re.compile(r"\b(?:he|she|his|her|him|who|born)\b", re.IGNORECASE)
 _PLACED = ["located", "situated", "based", "headquartered", "born", "buried", "spoken", "built", "founded", "held"]
 _DONE = words("written directed founded designed composed invented discovered produced developed created painted built")
 
@@ -33,13 +56,12 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in _SENTENCE.split(text.replace("\n", " ")) if part.strip()]
 
 
-def about(title: str, text: str, *, person: bool = False) -> Iterator[Question]:
+def about(title: str, text: str) -> Iterator[Question]:
     """Questions that an article answers in a sentence about its title.
 
     Args:
         title: of the article, as its text names the subject.
         text: of the article.
-        person: whether the subject is one.
     """
     subject = re.sub(r"\s*\([^)]*\)$", "", title)
     for number, raw in enumerate(sentences(text)[:6]):
@@ -49,11 +71,30 @@ def about(title: str, text: str, *, person: bool = False) -> Iterator[Question]:
         rest = sentence[len(subject) + 1 :]
         made = _of_rest(subject, rest)
         if made is None and number == 0 and re.match(r"(?:is|was|are|were) (?:a|an|the|one)\b", rest):
-            word = "Who" if person else "What"
-            verb = rest.split()[0]
-            made = f"{word} {verb} {subject}?"
+            word = asked_with(rest, text)
+            made = f"{word} {rest.split()[0]} {_in_a_sentence(subject, text)}?" if word else None
         if made:
             yield Question(made, sentence, title, text)
+
+
+def asked_with(rest: str, text: str) -> str:
+    """Whether one asks "Who" or "What" a subject is; "" where the text leaves it open.
+
+    Args:
+        rest: the article's first sentence after the subject: "was an English naturalist and geologist".
+        text: of the article.
+    """
+    what = re.sub(r"^(?:is|was|are|were) (?:an?|the|one)\b ?", "", rest)
+    phrase = _PHRASE_END.split(what + " ", maxsplit=1)[0].split()
+    if phrase and phrase[-1].lower() in _PEOPLE:
+        return "Who"
+    return "" if _OF_A_PERSON.search(text) else "What"
+
+
+def _in_a_sentence(subject: str, text: str) -> str:
+    """A subject as it is written within a sentence: with a small letter where the text has it so."""
+    small = subject[0].lower() + subject[1:]
+    return small if re.search(rf"\b{re.escape(small)}\b", text) else subject
 
 
 def _of_rest(subject: str, rest: str) -> str | None:

@@ -26,6 +26,12 @@ ABOUT_SHARE = 0.35  # of the articles whose questions are also asked without not
 _FEW_CHARS, _MANY_CHARS = 1100, 2400  # of all notes; most rows of training are short
 _NOTE_CHARS = 620
 
+_HEADWORD = re.compile(r"(?=.{2,40}$)\w[\w'+/#-]*(?: [\w'+/#-]+){0,3}")
+_ASIDE = re.compile(
+    r"\A(?:\s*(?:\[[^\]]*\]|\([^()]*\)|<[^<>]*>|\d+\.(?=\s)))+\s*"
+)  # origin, field, number of a meaning
+_STATEMENT = re.compile(r"(?!See )[A-Z\"“].*[.]", re.DOTALL)
+
 Row = dict[str, Any]
 
 
@@ -62,7 +68,7 @@ def from_articles(articles: Sequence[Document], origin: tuple[str, str], seed: i
     """
     rng = np.random.default_rng([seed, 1])
     for article in articles:
-        found = list(facts.about(article.name, article.text, person=_is_person(article.text)))
+        found = list(facts.about(article.name, article.text))
         for i in rng.permutation(len(found))[:2]:
             asked = found[int(i)]
             own = Labelled(article.name, window(asked))
@@ -125,10 +131,9 @@ def definitions(pages: Sequence[Document], origin: tuple[str, str], seed: int) -
         entries = [e.split("\n", 1) for e in page.text.split("\n\n") if "\n" in e]
         for i in rng.permutation(len(entries))[:1]:
             word, body = entries[int(i)]
-            first = facts.sentences(re.sub(r"^<[^>]*>\s*|^\d+\.\s*", "", body))
-            if first and 40 <= len(first[0]) <= 300 and first[0].endswith(".") and 2 <= len(word) <= 40:
-                asked = ("What does {w} mean?", "What is meant by {w}?", "Explain {w}.")[int(rng.integers(3))]
-                answer = re.sub(r"^<[^>]*>\s*", "", first[0])
+            answer = next(iter(facts.sentences(_ASIDE.sub("", body))), "")
+            asked = ("What does {w} mean?", "What is meant by {w}?", "Explain {w}.")[int(rng.integers(3))]
+            if _HEADWORD.fullmatch(word) and 40 <= len(answer) <= 300 and _STATEMENT.fullmatch(answer):
                 yield _row(plain(asked.format(w=word), answer), origin, "rule")
 
 
@@ -210,14 +215,6 @@ def _evidence(asked: Question) -> str | None:
 
 def _content(text: str) -> set[str]:
     return {w for w in re.findall(r"\w{3,}|\d+", text.lower()) if w not in COMMON_WORDS}
-
-
-def _is_person(text: str) -> bool:
-    first = text.split(".")[0]
-    return bool(re.search(
-        r"\b(?:actor|actress|singer|writer|poet|politician|author|painter|composer|scientist|philosopher|president|king|"
-        r"queen|emperor|physicist|mathematician|director|player|general|leader|activist|lawyer|artist|explorer|inventor|"
-        r"who)\b", first))  # fmt: skip
 
 
 def _place(rng: np.random.Generator, head: str) -> str:

