@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ssd_client.prompt import NOTES_HEADING
+from ssd_client.prompt import NOTES_HEADING, Passage
 from ssd_diffusion import autoregressive, sampler
 from ssd_diffusion.ensemble import Ensemble, EnsembleStep
 from ssd_diffusion.keys import noise_key
@@ -39,12 +39,14 @@ class Question:
         question: as a user asks it.
         answer: the reference.
         accepted: every answer that counts, the reference first.
+        document: path of the document that says so; may be empty.
     """
 
     id: str
     question: str
     answer: str
     accepted: tuple[str, ...]
+    document: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,17 +184,19 @@ def _question(pair: Pair, item: Question, decoder: DecoderKind, settings: Settin
 def _stretch(pair: Pair, item: Stretch, decoder: DecoderKind, settings: Settings) -> Record:
     """S1 of a stretch; the expert sees passages of other documents before it."""
     notes = [p for p in pair.retrieve(pair.tokenizer.decode(item.prompt)) if p.document != item.path]
-    expert_ids = _with_notes(pair, [f"{p.title}\n{p.text.strip()}" for p in notes], item.prompt, len(item.tokens))
+    expert_ids = with_notes(
+        pair.tokenizer, notes, item.prompt, room=pair.expert.spec.max_context - len(item.tokens)
+    )
     nats = reference_nats(pair, item.prompt, expert_ids, item.tokens, decoder, noise_key(settings.seed))
     return Record(item.id, "document", decoder, len(item.tokens), nats)
 
 
-def _with_notes(pair: Pair, notes: Sequence[str], prompt: I32, room: int) -> I32:
-    """The prompt after as many notes as the expert's window takes."""
-    kept = list(notes)
+def with_notes(tokenizer: Tokenizer, passages: Sequence[Passage], prompt: I32, *, room: int) -> I32:
+    """The prompt after as many passages as leave the whole within `room` tokens. [n]"""
+    kept = [f"{p.title}\n{p.text.strip()}" for p in passages]
     while kept:
-        before = pair.tokenizer.encode("\n\n".join([NOTES_HEADING, *kept]) + "\n\n")
-        if len(before) + len(prompt) + room <= pair.expert.spec.max_context:
+        before = tokenizer.encode("\n\n".join([NOTES_HEADING, *kept]) + "\n\n")
+        if len(before) + len(prompt) <= room:
             return np.concatenate([before, prompt])
         kept.pop()
     return prompt

@@ -7,7 +7,7 @@ estimate is sum(total) / sum(weight). Weight 1 gives the plain mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +123,18 @@ def jackknife(statistic: Callable[[I64], float], n: int) -> Interval:
     without = np.array([statistic(np.delete(every, i)) for i in range(n)])
     half = 1.959963984540054 * math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
     return Interval(value, value - half, value + half, n)
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """p-value of two paired yes-or-no results being equally often right: exact, two-sided (Q. McNemar, 1947).
+
+    Raises:
+        ValueError: lengths that differ.
+    """
+    gained = sum(x and not y for x, y in zip(a, b, strict=True))
+    lost = sum(y and not x for x, y in zip(a, b, strict=True))
+    n = gained + lost
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
 
 
 def wilson(successes: int, n: int, *, z: float = 1.959963984540054) -> Interval:

@@ -103,9 +103,7 @@ def infill(model: Ssd2Model, base: Ssd2Model, tokens: I32) -> list[Found]:
         base: its autoregressive base.
         tokens: ids. [R, INFILL_LENGTH]
     """
-    both = np.ones((SPAN, BLOCK), np.float32)
-    for i in range(SPAN):  # window i starts i tokens later; what its end gains stays hidden, so all see the same
-        both[i, SPAN - i : SPAN - i + RIGHT] = 0.0
+    both = chain_levels(SPAN, RIGHT)
     levels = np.concatenate([both, np.ones_like(both)])
     batch = _batch(tokens, [*range(LEFT, LEFT + SPAN)] * 2)
     losses = block_losses(model, batch, _repeated(levels, batch), 0).double().numpy()
@@ -118,6 +116,14 @@ def infill(model: Ssd2Model, base: Ssd2Model, tokens: I32) -> list[Found]:
         }
         for row, own in zip(losses, plain, strict=True)
     ]  # fmt: skip
+
+
+def chain_levels(span: int, right: int) -> F32:
+    """Noise levels of the windows that commit a span token by token, `right` clean tokens after it. [span, BLOCK]"""
+    levels = np.ones((span, BLOCK), np.float32)
+    for i in range(span):  # window i starts i tokens later; what its end gains stays hidden, so all see the same
+        levels[i, span - i : span - i + right] = 0.0
+    return levels
 
 
 def _batch(tokens: I32, starts: Sequence[int]) -> Batch:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -55,14 +55,20 @@ _RESERVE_MINUTES = 2.5  # of max_minutes, for sample, selection and export
 _SAMPLE_S = 10.0
 _SAMPLE_SHARE = 0.25  # of the time that is left: selection and export come after it
 
+Watch = Callable[[Progress, Ssd2Model], None]
+"""(where training stands, the model in training): for measurements. It must leave the model as it is."""
 
-def personalize(options: PersonalizeOptions, *, home: Path, progress: OnEvent = lambda _: None) -> ExpertCard:
+
+def personalize(
+    options: PersonalizeOptions, *, home: Path, progress: OnEvent = lambda _: None, watch: Watch | None = None
+) -> ExpertCard:
     """Make an expert from a folder and register it under its name, in place of an earlier one.
 
     Args:
         options: folder, name, and how.
         home: the folder of experts and models.
         progress: told of every step forward, in this thread.
+        watch: shown the model after every training step, in this thread; its time counts as training.
 
     Raises:
         ClientError: one sentence for the user (no documents, too little text, full disk, a graph that disagrees).
@@ -76,7 +82,7 @@ def personalize(options: PersonalizeOptions, *, home: Path, progress: OnEvent = 
     store = Store(home)
     work = store.work_dir(options.name)
     with _plain_faults(options), _alone(work), _threads(options.threads):
-        return _Run(options, home, store, work, progress).all()
+        return _Run(options, home, store, work, progress, watch).all()
 
 
 @dataclass(slots=True)
@@ -118,6 +124,7 @@ class _Run:
     store: Store
     work: Path
     progress: OnEvent
+    watch: Watch | None = None
     started_s: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -207,7 +214,7 @@ class _Run:
                 )
             report = learn.learn(
                 model, training_rows(corpus, tokenizer, options), held["select"], options, minutes=minutes,
-                folder=self.work / "train", on_progress=self._on_progress, on_eval=self._on_eval,
+                folder=self.work / "train", on_progress=lambda p: self._on_progress(p, model), on_eval=self._on_eval,
             )  # fmt: skip
             after = learn.held_out_scores(model, held["report"])
         scores = [{} if s is None else s.as_json() for s in (before, after)]
@@ -215,8 +222,10 @@ class _Run:
         held_out = tuple(sorted({unit.path for unit in corpus.report} - seen))
         return _Learned(model, wrapped, report, warm, scores[0], scores[1], held_out)
 
-    def _on_progress(self, p: Progress) -> None:
+    def _on_progress(self, p: Progress, model: Ssd2Model) -> None:
         self._tell("train", p.fraction, seconds_left=p.remaining_s, loss=p.loss, samples=p.step)
+        if self.watch is not None:
+            self.watch(p, model)
 
     def _on_eval(self, e: Evaluation) -> None:
         note = "best so far" if e.best else "no better"

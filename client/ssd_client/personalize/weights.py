@@ -119,6 +119,33 @@ def first_position_logits(model: Ssd2Model, context: I32, target: I32) -> Tensor
     return model.logits(hidden[0, length - 1 :]).float()
 
 
+def of_truth(
+    core: Tensor, private: Tensor, public: Tensor | None, target: I32, candidates: Sequence[tuple[float, float]]
+) -> dict[tuple[float, float], Tensor]:
+    """Log-probability of every true token under each (lambda, alpha). [n] in float64
+
+    Args:
+        core: logits of the core. [n, V]
+        private: logits of the expert with its private context. [n, V]
+        public: the same without; None where both are one, which leaves nothing to contrast. [n, V]
+        target: the true tokens. [n]
+        candidates: pairs to try.
+    """
+    general, own = torch.log_softmax(core.float(), -1).cpu(), torch.log_softmax(private.float(), -1).cpu()
+    contrast: Tensor | None = None
+    if public is not None and any(alpha > 0 for _, alpha in candidates):
+        other = torch.log_softmax(public.float(), -1).cpu()
+        contrast = torch.from_numpy(expert_term(own.numpy(), other.numpy(), alpha=1.0)).float() - own
+    truth = torch.from_numpy(target.astype("int64"))[:, None]
+    found = {}
+    for lam, alpha in candidates:
+        fused = (1 - lam) * general + lam * own
+        if contrast is not None and alpha > 0:
+            fused += lam * alpha * contrast
+        found[lam, alpha] = (fused.gather(1, truth)[:, 0] - torch.logsumexp(fused, -1)).double()
+    return found
+
+
 def score(
     core: Ssd2Model,
     expert: Ssd2Model,
@@ -130,18 +157,12 @@ def score(
     totals = dict.fromkeys(candidates, 0.0)
     count = sum(len(one.target) for one in held)
     for number, one in enumerate(held):
-        general = torch.log_softmax(first_position_logits(core, one.public, one.target), -1).cpu()
-        private = torch.log_softmax(first_position_logits(expert, one.private, one.target), -1).cpu()
-        contrast = torch.zeros_like(private)
+        general = first_position_logits(core, one.public, one.target)
+        private, public = first_position_logits(expert, one.private, one.target), None
         if any(alpha > 0 for _, alpha in candidates) and one.private is not one.public:
-            public = torch.log_softmax(first_position_logits(expert, one.public, one.target), -1).cpu()
-            term = expert_term(private.numpy(), public.numpy(), alpha=1.0)
-            contrast = torch.from_numpy(term).float() - private
-        truth = torch.from_numpy(one.target.astype("int64"))[:, None]
-        for lam, alpha in candidates:
-            fused = (1 - lam) * general + lam * (private + alpha * contrast)
-            chosen = fused.gather(1, truth)[:, 0] - torch.logsumexp(fused, -1)
-            totals[lam, alpha] += float(chosen.double().sum())
+            public = first_position_logits(expert, one.public, one.target)
+        for pair, chosen in of_truth(general, private, public, one.target, candidates).items():
+            totals[pair] += float(chosen.sum())
         progress((number + 1) / len(held))
     return {pair: total / max(count, 1) for pair, total in totals.items()}
 
