@@ -184,9 +184,7 @@ def _question(pair: Pair, item: Question, decoder: DecoderKind, settings: Settin
 def _stretch(pair: Pair, item: Stretch, decoder: DecoderKind, settings: Settings) -> Record:
     """S1 of a stretch; the expert sees passages of other documents before it."""
     notes = [p for p in pair.retrieve(pair.tokenizer.decode(item.prompt)) if p.document != item.path]
-    expert_ids = with_notes(
-        pair.tokenizer, notes, item.prompt, room=pair.expert.spec.max_context - len(item.tokens)
-    )
+    expert_ids = with_notes(pair.tokenizer, notes, item.prompt, room=pair.expert.spec.max_context - len(item.tokens))
     nats = reference_nats(pair, item.prompt, expert_ids, item.tokens, decoder, noise_key(settings.seed))
     return Record(item.id, "document", decoder, len(item.tokens), nats)
 

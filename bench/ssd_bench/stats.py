@@ -134,7 +134,7 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     gained = sum(x and not y for x, y in zip(a, b, strict=True))
     lost = sum(y and not x for x, y in zip(a, b, strict=True))
     n = gained + lost
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
+    return min(1.0, sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) * 0.5 ** (n - 1))
 
 
 def wilson(successes: int, n: int, *, z: float = 1.959963984540054) -> Interval:

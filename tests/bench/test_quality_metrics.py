@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ssd_bench.kneser_ney import KneserNey
+from ssd_bench.lines import LineFile
 from ssd_bench.quality import mauve, report, summary
 from ssd_bench.quality.judges import NgramJudge
-from ssd_bench.lines import LineFile
 from ssd_bench.quality.summary import Sample
 from ssd_bench.stats import jackknife
 from ssd_bench.text import repeated_n, zipf_coefficient

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from ssd_bench import floor
+from ssd_bench.lines import LineFile
 from ssd_bench.quality import corpus, denoising, generation, settings
 from ssd_bench.quality.judges import AutoregressiveJudge
-from ssd_bench.lines import LineFile
 from ssd_bench.quality.models import UnconditionedEngine, open_pair
 from ssd_bench.quality.settings import CORE, SETTINGS, Setting, few_steps, own_grid, params_of
 from ssd_bench.quality.together import decode_together

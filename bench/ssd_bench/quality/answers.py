@@ -15,10 +15,10 @@ import numpy as np
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_kernels.types import I32
 
+from ssd_bench.lines import LineFile, digest
 from ssd_bench.quality.denoising import chain
 from ssd_bench.quality.generation import decoder
 from ssd_bench.quality.judges import AutoregressiveJudge
-from ssd_bench.lines import LineFile, digest
 from ssd_bench.quality.models import Opened
 from ssd_bench.quality.settings import CORE, Setting, params_of
 from ssd_bench.quality.together import decode_together

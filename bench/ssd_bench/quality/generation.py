@@ -15,8 +15,8 @@ from ssd_diffusion.lookahead import Drafter
 from ssd_diffusion.sampler import DecodeParams, StepEvent
 from ssd_kernels.types import I32
 
-from ssd_bench.quality.corpus import Cut
 from ssd_bench.lines import LineFile
+from ssd_bench.quality.corpus import Cut
 from ssd_bench.quality.models import Opened
 from ssd_bench.quality.settings import Kind, Setting, params_of, queries
 from ssd_bench.quality.together import Decode, decode_together

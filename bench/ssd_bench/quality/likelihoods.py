@@ -17,10 +17,10 @@ from ssd_kernels.types import F64
 
 from ssd_bench import floor
 from ssd_bench.console import progress
+from ssd_bench.lines import JsonRecord, LineFile
 from ssd_bench.quality import corpus, denoising
 from ssd_bench.quality.denoising import PLACES, Found
 from ssd_bench.quality.judges import AutoregressiveJudge
-from ssd_bench.lines import JsonRecord, LineFile
 from ssd_bench.quality.models import Opened
 from ssd_bench.quality.summary import Figures
 from ssd_bench.stats import bootstrap, paired_bootstrap

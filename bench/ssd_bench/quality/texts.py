@@ -14,11 +14,11 @@ from ssd_kernels.types import F32, F64, I32
 
 from ssd_bench.console import console, progress, progress_by
 from ssd_bench.kneser_ney import KneserNey
+from ssd_bench.lines import LineFile, digest
 from ssd_bench.quality import corpus, generation, summary
 from ssd_bench.quality.generation import Prompt
 from ssd_bench.quality.judges import AutoregressiveJudge, Judge, NgramJudge
 from ssd_bench.quality.likelihoods import Held
-from ssd_bench.lines import LineFile, digest
 from ssd_bench.quality.settings import HUMAN, REFERENCE, SAME_TEMPERATURE, Setting
 from ssd_bench.quality.summary import Figures, Sample
 from ssd_bench.stats import Interval
