@@ -23,6 +23,9 @@ from ssd_cloud.errors import DataError
 MEMBER_BYTES = 128 << 20
 TOTAL_BYTES = 2 << 30
 _DEADLINE_S = 300.0
+_DAMAGED = (  # RuntimeError: a zip archive's member is encrypted, or packed in a way that is not known
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError, RuntimeError
+)  # fmt: skip
 
 
 def members(path: Path, files: Sequence[str], without: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
@@ -50,7 +53,7 @@ def members(path: Path, files: Sequence[str], without: Sequence[str] = ()) -> It
             if total > TOTAL_BYTES:
                 raise DataError(f"{path} unpacks to more than {TOTAL_BYTES >> 20} MiB; remove it and fetch it again")
             yield name, content
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path} is damaged ({error}); remove it and fetch it again") from error
 
 

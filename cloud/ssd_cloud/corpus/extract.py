@@ -21,7 +21,6 @@ READERS: dict[str, Reader] = {
     "html": extract_html.html,
     "mallard": extract_html.mallard,
     "plain": extract_text.plain,
-    "wrapped": extract_text.wrapped,
     "markdown": extract_text.markdown,
     "rst": extract_text.rst,
     "pod": extract_text.pod,

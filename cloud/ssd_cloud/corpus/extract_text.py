@@ -54,11 +54,6 @@ def plain(name: str, data: bytes) -> Iterator[Document]:
     yield Document(name, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)))
 
 
-def wrapped(name: str, data: bytes) -> Iterator[Document]:
-    """A text whose lines are cut at a width."""
-    yield Document(name, join_lines(decode(data)))
-
-
 def markdown(name: str, data: bytes) -> Iterator[Document]:
     """Markdown without its links, images and emphasis."""
     text = re.sub(r"```.*?```", "", decode(data), flags=re.S)

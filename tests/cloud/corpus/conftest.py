@@ -21,6 +21,8 @@ import pytest
 from ssd_cloud.corpus import registry
 from ssd_cloud.corpus.words import words
 from ssd_cloud.errors import DataError
+from ssd_diffusion.models.tiny import write_tiny
+from ssd_diffusion.tokenizer import Tokenizer
 
 WORDS = words(
     "the house and a garden of old trees in which people of the town have been at work for many years as they say "
@@ -152,10 +154,15 @@ def archives() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def shop(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """The shop; the registry's fixed releases are those of the shop."""
+def dpkg() -> None:
+    """What reads Debian packages."""
     if shutil.which("dpkg-deb") is None:
         pytest.skip("dpkg-deb reads Debian packages, and is not here")
+
+
+@pytest.fixture
+def shop(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, dpkg: None) -> Shop:
+    """The shop; the registry's fixed releases are those of the shop."""
 
     def fixed(one: Any) -> Any:
         known = archives.get(one.package.name)
@@ -167,6 +174,16 @@ def shop(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.setattr(registry, "SOURCES", tuple(fixed(one) for one in registry.SOURCES if one.name in names))
     monkeypatch.setattr(registry, "SETS", tuple(fixed(one) for one in registry.SETS))
     return Shop(dict(archives))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tokenizer") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Tokenizer:
+    return Tokenizer.load(tokenizer_folder)
 
 
 @pytest.fixture

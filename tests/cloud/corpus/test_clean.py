@@ -38,3 +38,23 @@ def test_boilerplate_goes_and_what_is_short_is_left_out(english):
 def test_headings_over_nothing_go(english):
     (one,) = clean([Document("x", f"# Title\n\n{english(1)}\n\n## Links")], least_chars=1).documents
     assert one.text == f"# Title\n\n{english(1)}"
+
+
+def test_every_document_that_is_left_out_is_counted(english):
+    german = "Der Hafen wurde von Mönchen gebaut und später verlassen, doch die Mauer steht noch heute. " * 4
+    code = " ".join(f"the {{x{i}}} := {i * 7919 % 9973} [{i}];" for i in range(60))
+    again = "\n".join(["It is the same line that was written before this one."] * 9)
+    texts = {"prose": english(1), "short": "The end.", "other": german, "code": code, "again": again}
+    found = clean([Document(name, text) for name, text in texts.items()], least_chars=100)
+    assert [one.name for one in found.documents] == ["prose"]
+    assert found.dropped == dict.fromkeys(
+        ["mostly code or tables", "not English prose", "repeats itself", "too short"], 1
+    )
+
+
+def test_bare_addresses_go_and_those_in_a_sentence_stay(english):
+    said = f"{english(1)} See https://example.org/a for it."
+    (one,) = clean(
+        [Document("x", f"{said}\n\n→ https://example.org/b\n\n<https://example.org>")], least_chars=1
+    ).documents
+    assert one.text == said

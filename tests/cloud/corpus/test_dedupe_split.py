@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ssd_cloud.corpus import split
 from ssd_cloud.corpus.dedupe import HeldOut, distinct, runs
@@ -45,6 +45,13 @@ def test_runs_ignore_case_and_marks(text: str):
     assert np.all(plain[1:] > plain[:-1])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from("abcdefghij"), max_size=40), st.integers(1, 9))
+def test_runs_are_those_of_the_words(letters: list[str], length: int):
+    wanted = {tuple(letters[i : i + length]) for i in range(len(letters) - length + 1)}
+    assert len(runs(" ".join(letters), length)) == len(wanted)
+
+
 def test_runs_are_the_same_in_every_process(english):
     code = "import sys; from ssd_cloud.corpus.dedupe import runs; print(int(runs(sys.argv[1], 8).sum()))"
     text = english(1)
@@ -59,6 +66,9 @@ def test_the_split_follows_content_and_seed_alone(english):
     assert len(train) + len(held) == 600
     assert split.split(documents[::-1], 0)[1] == held[::-1]
     assert split.split(documents, 1)[1] != held
+    others = split.split([d for d in documents if int(d.name) % 3], 0)[1]
+    assert set(others) == {d for d in held if int(d.name) % 3}
+    assert all(split.is_held_out(d.text, 0) for d in held)
 
 
 def test_held_out_text_is_bounded(monkeypatch: pytest.MonkeyPatch, english):

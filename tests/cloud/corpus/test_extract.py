@@ -193,3 +193,60 @@ def test_pieces_are_the_document(blocks: list[str]):
     assert "\n\n".join(one.text for one in cut) == whole.text
     assert all(len(one.text) <= LONGEST_CHARS + 9000 for one in cut)
     assert len({one.name for one in cut}) == len(cut)
+
+
+def test_words_that_stand_on_a_page_for_another_system_or_to_find_it_go():
+    page = """<body><p>Choose <span><span hidden="true" class="MAC">Program - Preferences</span><span hidden="true"
+    >Tools - Options</span></span>.</p><div class=categorybox>Categories: <a>Plots</a> &middot;</div>
+    <dl><dt><span class="category">: </span><strong>echo</strong> <em>on</em></dt><dd>Show commands.</dd></dl></body>"""
+    assert text(extract_html.html, page) == "Choose Tools - Options.\n\necho on\n\nShow commands."
+
+
+def test_a_help_page_keeps_the_lines_of_its_code():
+    page = b"""<page xmlns="http://projectmallard.org/1.0/"><title>Keys</title><p>Set <code>a</code>:</p>
+<code>
+# a comment
+[section]
+</code></page>"""
+    assert text(extract_html.mallard, page) == "# Keys\n\nSet a:\n\n    # a comment\n    [section]"
+
+
+def test_names_in_restructured_text_stay_whole():
+    source = "Put it into __main__.py, says :pep:`441` (:issue:`14910`); see `the list`_ and Python_.\n"
+    assert text(extract_text.rst, source) == (
+        "Put it into __main__.py, says PEP 441 (issue 14910); see the list and Python."
+    )
+
+
+def test_items_of_perl_documentation_that_are_code_alone():
+    source = "=over 4\n\n=item *\n\n    $ make\n\n=item *\n\nThis builds it.\n\n=back\n"
+    assert text(extract_text.pod, source) == "    $ make\n\n- This builds it."
+
+
+def test_dictionary_entries_without_how_they_are_spoken():
+    source = """Registrant (-trant), n. [L. registrans,
+   p. pr. See {Register}, v.] One who registers.
+   [1913 Webster]
+
+Registrar \\Reg"is*trar\\, Registrary \\Reg"is*tra*ry\\, n. [LL. registrarius, or F. r['e]gistraire.]
+   1. One who keeps a record of [ae]ons, as the [root]2 man of C[ae]sar said.
+
+rabbit job
+    n., /rab'it job/ A job that does little work but makes copies of itself.
+
+et cetera
+   /usr/share is the folder where what all may read is kept on a machine.
+"""
+    (page,) = extract_data.dictionary("d", source.encode())
+    assert page.text == (
+        "Registrant, n. [L. registrans, p. pr. See Register, v.]\nOne who registers.\n\n"
+        "Registrar, Registrary, n. [LL. registrarius, or F. régistraire.]\n"
+        "1. One who keeps a record of æons, as the √2 man of Cæsar said.\n\n"
+        "rabbit job\nn., A job that does little work but makes copies of itself.\n\n"
+        "et cetera\n/usr/share is the folder where what all may read is kept on a machine."
+    )
+
+
+def test_quotation_marks_of_typewriters_are_made_plain():
+    row = {"question": "is it so", "passage": "``T'' (film) -- It is ``so''.", "label": "true"}
+    assert next(extract_data.yes_no("x", json.dumps(row).encode())) == Document('"T" (film)', 'It is "so".')
