@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ssd_diffusion import packaged
 from ssd_diffusion.errors import InvalidModel, TrainingError
@@ -23,52 +22,12 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.tokenizer import TOKENIZER_FILE, Tokenizer
 from ssd_diffusion.training import data, loop, lora
 from ssd_diffusion.training.evaluate import Scores, evaluate
-from ssd_diffusion.training.objective import ObjectiveOptions
 
-HELD_OUT_EVERY = 20
-"""Of so many documents one is held out."""
+from ssd_cloud.adapt_options import AdaptOptions, train_options
+from ssd_cloud.own_text import read_own
+from ssd_cloud.training_text import Texts, read_sources, split_documents, training_rows
+
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptOptions:
-    """What to adapt, on what, and how.
-
-    Attributes:
-        base: "packaged", a model folder, a plain transformers folder, or a hub id.
-        data: text files, JSONL files (`text`, `messages`, or DOLLY's columns), or folders of these.
-        out: the model folder to make.
-        rank: of the LoRA; its alpha is twice that.
-        block: B of the training windows.
-        length: tokens of a packed row.
-        rows: rows per batch.
-        accumulate: batches per step.
-        offsets: sets of blocks that share a row's clean half.
-        chat_share: share of the batches that are prompts with supervised responses (when there are chats).
-        next_token_share: share of the other batches that have no noisy blocks, and the next-token loss alone.
-        steps, max_minutes, learning_rate, warmup_steps, checkpoint_minutes, resume, seed: see `TrainOptions`.
-        evaluation_rows: held-out rows to score before and after; 0 for none.
-    """
-
-    base: str
-    data: tuple[Path, ...]
-    out: Path
-    rank: int = 16
-    block: int = 16
-    length: int = 192
-    rows: int = 1
-    accumulate: int = 1
-    offsets: int = 2
-    chat_share: float = 0.15
-    next_token_share: float = 0.0
-    steps: int | None = None
-    max_minutes: float | None = None
-    learning_rate: float = 5e-4
-    warmup_steps: int = 20
-    checkpoint_minutes: float = 3.0
-    resume: bool = True
-    seed: int = 0
-    evaluation_rows: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +64,15 @@ def adapt(
     on_stage("reading the base")
     source = base_folder(options.base, home, options.out)
     model = open_base(source)
+    wrapped = _adapter(model, options)
     tokenizer = Tokenizer.load(source)
     on_stage("reading the text")
-    text, held = split_documents(read_data(options.data, tokenizer))
-    rows = training_rows(text, options, tokenizer.eos_ids[0] if tokenizer.eos_ids else 0)
+    text, held = split_documents(read_sources(options.data, tokenizer))
+    own = read_own(options.own, tokenizer)
+    rows = training_rows(text, options, tokenizer.eos_ids[0] if tokenizer.eos_ids else 0, own)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    score = _scorer(held or text, options, on_stage)
-    before = score(model, "scoring the base")
-    wrapped = lora.attach(model, lora.LoraOptions(rank=options.rank, alpha=2 * options.rank), seed=options.seed)
+    score = _scorer(held or text[0], options, on_stage)
+    before = score(model, "scoring what is there")
     on_stage("training")
     report = loop.train(model, rows, train_options(options), on_progress=on_progress)
     after = score(model, "scoring the adapted model")
@@ -146,88 +106,29 @@ def open_base(source: Path) -> Ssd2Model:
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Tokenized data: documents (rendered chats among them), and chats as prompt and response."""
-
-    documents: Sequence[Sequence[int]]
-    pairs: Sequence[data.Pair]
-
-
-def read_data(paths: Sequence[Path], tokenizer: Tokenizer) -> Texts:
-    """Tokenize every document and chat of the data.
+def _adapter(model: Ssd2Model, options: AdaptOptions) -> Any:
+    """The adapter to train, on the model: a fresh one, or one to go on from.
 
     Raises:
-        TrainingError: a path that cannot be read, or nothing in them.
+        InvalidModel: the named adapter cannot be read, or does not fit the base.
     """
-    return tokenize(data.read_items(paths), tokenizer)
+    if options.adapter is None:
+        shape = lora.LoraOptions(rank=options.rank, alpha=2 * options.rank)
+        if options.look_ahead:
+            _add_transition(model, options.seed)
+        return lora.attach(model, shape, seed=options.seed)
+    folder_of = packaged.WEIGHTS if options.adapter in ("packaged", packaged.NAME) else Path(options.adapter)
+    wrapped = lora.load_adapter(model, folder_of.expanduser())
+    if options.look_ahead and model.transition is None:
+        _add_transition(model, options.seed)
+    lora.open_adapter(model)
+    return wrapped
 
 
-def tokenize(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
-    """Documents and chats as token ids.
-
-    Raises:
-        TrainingError: there is none.
-    """
-    documents: list[Sequence[int]] = []
-    pairs: list[data.Pair] = []
-    for item in items:
-        if isinstance(item, str):
-            documents.append(tokenizer.encode(item).tolist())
-        elif item[-1]["role"] == "assistant":
-            documents.append(tokenizer.chat(item, add_generation_prompt=False).tolist())
-            response = tokenizer.encode(item[-1]["content"]).tolist()
-            pairs.append(data.Pair(tokenizer.chat(item[:-1]).tolist(), response))
-    if not documents:
-        raise TrainingError("there is no text in the data; name .txt, .md or .jsonl files, or folders of these")
-    return Texts(documents, pairs)
-
-
-def split_documents(texts: Texts) -> tuple[Texts, Texts | None]:
-    """Every twentieth document and chat is held out, after one fixed shuffle; None when there are too few."""
-    if len(texts.documents) < HELD_OUT_EVERY:
-        return texts, None
-    order = [int(i) for i in np.random.default_rng(7).permutation(len(texts.documents))]
-    held = set(order[::HELD_OUT_EVERY])
-    pairs = [p for i, p in enumerate(texts.pairs) if i % HELD_OUT_EVERY]
-    train = Texts([texts.documents[i] for i in order if i not in held], pairs)
-    return train, Texts([texts.documents[i] for i in sorted(held)], [])
-
-
-def training_rows(texts: Texts, options: AdaptOptions, eos: int) -> data.Rows:
-    """Packed rows of everything, mixed with prompts whose responses are supervised.
-
-    Raises:
-        TrainingError: too little text.
-    """
-    share = options.chat_share if texts.pairs else 0.0
-    sources: list[tuple[float, data.Rows]] = []
-    if share < 1.0:
-        stream = data.pack(texts.documents, eos)
-        for part, noisy, salt in ((1.0 - options.next_token_share, True, 0), (options.next_token_share, False, 2)):
-            if part > 0.0:
-                packed = data.PackedRows(
-                    stream, length=options.length, block=options.block, rows=options.rows, seed=options.seed + salt,
-                    noisy=noisy, offsets=options.offsets,
-                )  # fmt: skip
-                sources.append(((1.0 - share) * part, packed))
-    if share > 0.0:
-        answers = data.InstructionRows(
-            texts.pairs, length=2 * options.length, block=options.block, rows=2 * options.rows,
-            seed=options.seed + 1, eos=eos,
-        )  # fmt: skip
-        sources.append((share, answers))
-    return data.MixedRows(sources, options.seed)
-
-
-def train_options(options: AdaptOptions) -> loop.TrainOptions:
-    """How the loop is to train; its state is kept in OUT/training."""
-    return loop.TrainOptions(
-        steps=options.steps, max_minutes=options.max_minutes, learning_rate=options.learning_rate,
-        warmup_steps=options.warmup_steps, accumulate=options.accumulate, objective=ObjectiveOptions(),
-        checkpoint_dir=options.out / "training", checkpoint_minutes=options.checkpoint_minutes,
-        resume=options.resume, seed=options.seed,
-    )  # fmt: skip
+def _add_transition(model: Ssd2Model, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_transition()
 
 
 def _scorer(
@@ -259,7 +160,8 @@ def _write(
     model.causal = wrapped.merge_and_unload()
     card = {
         "name": out.name, "base": options.base, "made": time.strftime("%Y-%m-%d", time.gmtime()),
-        "rank": options.rank, "block": options.block, "steps": report.steps, "targets": report.targets,
+        "adapter": options.adapter, "rank": wrapped.peft_config["default"].r, "block": options.block,
+        "look_ahead": options.look_ahead, "kept": options.kept, "steps": report.steps, "targets": report.targets,
         "minutes": round(report.elapsed_s / 60, 1), "data": [path.name for path in options.data],
         "heldout_before": scores[0] and scores[0].as_json(), "heldout_after": scores[1] and scores[1].as_json(),
     }  # fmt: skip

@@ -27,18 +27,11 @@ from ssd_diffusion.training import data, loop, lora, per_byte
 from ssd_diffusion.training.new_rows import exchange_rows, open_rows
 
 from ssd_cloud import expert_base_folder as place
-from ssd_cloud.adapt import (
-    HELD_OUT_EVERY,
-    AdaptOptions,
-    Texts,
-    open_base,
-    tokenize,
-    train_options,
-    training_rows,
-    with_tokenizer,
-)
+from ssd_cloud.adapt import open_base, with_tokenizer
+from ssd_cloud.adapt_options import AdaptOptions, train_options
 from ssd_cloud.errors import UsageError
 from ssd_cloud.opt_vocabulary import write_opt_tokenizer
+from ssd_cloud.training_text import HELD_OUT_EVERY, Texts, tokenize, training_rows
 
 NEXT_TOKEN_SHARE = 0.7
 """Of the batches: every token of such a row is a target, so the new rows of the vocabulary are met more often."""
@@ -239,7 +232,7 @@ def _train(
     """Train a LoRA, the diffusion maps and some rows of the vocabulary; the LoRA is merged afterwards."""
     training = replace(options.training, next_token_share=NEXT_TOKEN_SHARE)
     eos = new.tokenizer.eos_ids[0] if new.tokenizer.eos_ids else 0
-    batches = training_rows(texts, training, eos)
+    batches = training_rows([texts], training, eos)
     shape = lora.LoraOptions(rank=training.rank, alpha=2 * training.rank)
     wrapped = lora.attach(model, shape, seed=training.seed)
     open_rows(model, rows)

@@ -20,7 +20,7 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.spec_file import SPEC_FILE, read_spec
 from ssd_diffusion.training import data, loop
 
-from ssd_cloud.adapt import AdaptOptions
+from ssd_cloud.adapt_options import AdaptOptions
 from ssd_cloud.errors import UsageError
 
 KIND = "expert base"

@@ -10,7 +10,8 @@ from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.training import data
 from ssd_diffusion.training.loop import Progress
 
-from ssd_cloud.adapt import Adapted, AdaptOptions, adapt
+from ssd_cloud.adapt import Adapted, adapt
+from ssd_cloud.adapt_options import AdaptOptions
 
 
 def instruct(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from ssd_cloud import adapt as adapting
-from ssd_cloud.adapt import AdaptOptions, adapt, base_folder
+from ssd_cloud.adapt import adapt, base_folder
+from ssd_cloud.adapt_options import AdaptOptions
 from ssd_cloud.cli.main import main
 from ssd_cloud.instruct import instruct
 from ssd_diffusion.errors import InvalidModel, TrainingError

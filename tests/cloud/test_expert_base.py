@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from ssd_cloud import models
-from ssd_cloud.adapt import AdaptOptions
+from ssd_cloud.adapt_options import AdaptOptions
 from ssd_cloud.cli.main import main
 from ssd_cloud.errors import UsageError
 from ssd_cloud.expert_base import ExpertBaseOptions, Watch, expert_base

@@ -26,11 +26,13 @@ _LATE = {
     "adapt": "ssd_cloud.cli.adapt",
     "instruct": "ssd_cloud.cli.instruct",
     "expert-base": "ssd_cloud.cli.expert_base",
+    "own-text": "ssd_cloud.cli.own_text",
 }
 _LATE_HELP = {
     "adapt": "Turn a pretrained decoder into a diffusion core.",
     "instruct": "Finetune a diffusion core on instructions.",
     "expert-base": "Put an expert's base into a core's vocabulary.",
+    "own-text": "Let a model write text to learn drafts from.",
 }
 
 app = typer.Typer(

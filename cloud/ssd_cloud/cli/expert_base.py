@@ -70,7 +70,7 @@ def _run(training: dict[str, Any], as_json: bool, **options: Any) -> None:
     with watching() as bar:
         from ssd_diffusion.home import home
 
-        from ssd_cloud.adapt import AdaptOptions
+        from ssd_cloud.adapt_options import AdaptOptions
         from ssd_cloud.expert_base import ExpertBaseOptions, Watch, expert_base
 
         watch = Watch(bar.stage, bar.fraction, bar.progress)

@@ -53,7 +53,8 @@ def run(command: Literal["adapt", "instruct"], as_json: bool, **options: Any) ->
     """Run a training command, showing progress on stderr and the result on stdout."""
     from ssd_diffusion.home import home
 
-    from ssd_cloud.adapt import AdaptOptions, adapt
+    from ssd_cloud.adapt import adapt
+    from ssd_cloud.adapt_options import AdaptOptions
     from ssd_cloud.instruct import instruct
 
     work = adapt if command == "adapt" else instruct

@@ -19,9 +19,35 @@ Data = Annotated[
     typer.Option(help="Text, JSONL (text, messages or DOLLY's columns), or a folder; repeat it.", envvar="SSD_DATA"),
 ]
 Out = Annotated[Path, typer.Option(help="The model folder to make.", envvar="SSD_OUT")]
-Rank = Annotated[int, typer.Option(min=1, max=512, help="Rank of the LoRA.", envvar="SSD_RANK")]
+Adapter = Annotated[
+    str | None,
+    typer.Option(help="'packaged' or a folder: go on from this adapter of the base.", envvar="SSD_ADAPTER"),
+]
+LookAhead = Annotated[
+    bool,
+    typer.Option("--look-ahead", help="Train drafts, so that a pass settles several tokens.", envvar="SSD_LOOK_AHEAD"),
+]
+Own = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text that the model wrote itself, of `own-text`; repeat it.", envvar="SSD_OWN"),
+]
+OwnShare = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of the batches that are such text.", envvar="SSD_OWN_SHARE")
+]
+ChatShare = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of the other batches that are chats.", envvar="SSD_CHAT_SHARE")
+]
+Kept = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="Share of the unadapted base in the targets of text.", envvar="SSD_KEPT"),
+]
+Rank = Annotated[int, typer.Option(min=1, max=512, help="Rank of a fresh LoRA.", envvar="SSD_RANK")]
 Block = Annotated[int, typer.Option(min=2, max=32, help="Open positions B of a window.", envvar="SSD_BLOCK")]
-Length = Annotated[int, typer.Option(min=16, max=8192, help="Tokens of a row.", envvar="SSD_LENGTH")]
+Length = Annotated[int, typer.Option(min=16, max=8192, help="Tokens of a row of text.", envvar="SSD_LENGTH")]
+AnswerLength = Annotated[
+    int, typer.Option(min=16, max=8192, help="Most tokens of a prompt and its answer.", envvar="SSD_ANSWER_LENGTH")
+]
+Offsets = Annotated[int, typer.Option(min=1, max=32, help="Sets of blocks that share a row.", envvar="SSD_OFFSETS")]
 BatchRows = Annotated[int, typer.Option("--rows", min=1, max=4096, help="Rows of a batch.", envvar="SSD_ROWS")]
 Accumulate = Annotated[int, typer.Option(min=1, max=4096, help="Batches of a step.", envvar="SSD_ACCUMULATE")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Most steps.", envvar="SSD_TRAIN_STEPS")]
@@ -51,9 +77,17 @@ def training_command(name: Literal["adapt", "instruct"], words: str, *, learning
         data: Data,
         out: Out,
         base: Base = "packaged",
+        adapter: Adapter = None,
+        look_ahead: LookAhead = False,
+        own: Own = None,
+        own_share: OwnShare = 0.2,
+        chat_share: ChatShare = 0.15,
+        kept: Kept = 0.0,
         rank: Rank = 16,
         block: Block = 16,
+        offsets: Offsets = 2,
         length: Length = 192,
+        answer_length: AnswerLength = 640,
         rows: BatchRows = 1,
         accumulate: Accumulate = 1,
         steps: Steps = None,
@@ -66,8 +100,10 @@ def training_command(name: Literal["adapt", "instruct"], words: str, *, learning
         as_json: Json = False,
     ) -> None:
         run(
-            name, as_json, base=base, data=tuple(data), out=out, rank=rank, block=block, length=length, rows=rows,
-            accumulate=accumulate, steps=steps, max_minutes=max_minutes, learning_rate=learning_rate,
+            name, as_json, base=base, adapter=adapter, data=tuple(data), own=tuple(own or ()), out=out,
+            look_ahead=look_ahead, own_share=own_share, chat_share=chat_share, kept=kept, rank=rank, block=block,
+            offsets=offsets, length=length, answer_length=answer_length, rows=rows, accumulate=accumulate,
+            steps=steps, max_minutes=max_minutes, learning_rate=learning_rate,
             checkpoint_minutes=checkpoint_minutes, resume=resume, seed=seed, evaluation_rows=heldout_rows,
         )  # fmt: skip
 

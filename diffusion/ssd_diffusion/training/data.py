@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ssd_kernels.types import I32, Bool
 from torch import Tensor
 
 from ssd_diffusion.errors import TrainingError
+
+Origin = Literal["text", "own", "answers"]
+"""Where rows come from: text of others, text that the model wrote itself, or prompts with answers of others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,12 +32,14 @@ class Batch:
         starts: first position of each block, -1 where a row has fewer blocks. [R, N], N = 0 for next-token rows
         supervised: tokens that are targets. [R, n]
         block: B.
+        origin: where the rows come from.
     """
 
     tokens: Tensor
     starts: Tensor
     supervised: Tensor
     block: int
+    origin: Origin = "text"
 
 
 class Rows(Protocol):
@@ -60,8 +65,9 @@ class PackedRows:
     """Windows of a token stream, reshuffled every epoch, each row with a random block offset."""
 
     def __init__(
-        self, stream: I32, *, length: int, block: int, rows: int, seed: int, noisy: bool = True, offsets: int = 1
-    ) -> None:
+        self, stream: I32, *, length: int, block: int, rows: int, seed: int, noisy: bool = True, offsets: int = 1,
+        origin: Origin = "text",
+    ) -> None:  # fmt: skip
         """Cut a stream into rows.
 
         Args:
@@ -72,6 +78,7 @@ class PackedRows:
             seed: order and offsets.
             noisy: False for pure next-token rows (no blocks).
             offsets: sets of blocks per row, each at an offset of its own; more of them share one clean half.
+            origin: of the stream.
 
         Raises:
             TrainingError: fewer tokens than two blocks.
@@ -80,6 +87,7 @@ class PackedRows:
             raise TrainingError(f"there are only {len(stream)} tokens to train on; {2 * block + 1} are the least")
         self.stream, self.length = stream, min(length, len(stream))
         self.block, self.rows, self.seed, self.sets = block, rows, seed, offsets if noisy else 0
+        self.origin = origin
         self.per_epoch = max(1, len(stream) // self.length)
 
     def batch(self, step: int) -> Batch:
@@ -92,8 +100,8 @@ class PackedRows:
             for i in range(self.sets):
                 found = block_starts(self.length, self.block, int(rng.integers(1, self.block + 1)))[:count]
                 starts[r, i * count : i * count + len(found)] = found
-        supervised = np.ones(tokens.shape, bool)
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(starts), torch.from_numpy(supervised), self.block)
+        supervised = torch.ones(tokens.shape, dtype=torch.bool)
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(starts), supervised, self.block, self.origin)
 
     def _row(self, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         epoch, place = divmod(index, self.per_epoch)
@@ -114,7 +122,9 @@ class Pair:
 class InstructionRows:
     """Prompts with supervised response blocks, each response filled up to its block's end with EOS, supervised too."""
 
-    def __init__(self, pairs: Sequence[Pair], *, length: int, block: int, rows: int, seed: int, eos: int) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], *, length: int, block: int, rows: int, seed: int, eos: int, offsets: int = 1
+    ) -> None:
         """Prepare pairs.
 
         Args:
@@ -124,13 +134,14 @@ class InstructionRows:
             rows: R, rows per batch.
             seed: order.
             eos: the token that ends a response.
+            offsets: sets of blocks per row; those after the first begin before the response, each elsewhere.
 
         Raises:
             TrainingError: no pair.
         """
         if not pairs:
             raise TrainingError("there are no instruction pairs to train on")
-        self.rows, self.block, self.seed, self.eos = rows, block, seed, eos
+        self.rows, self.block, self.seed, self.eos, self.sets = rows, block, seed, eos, offsets
         self._built = [self._build(pair, length) for pair in pairs]
 
     def batch(self, step: int) -> Batch:
@@ -141,16 +152,22 @@ class InstructionRows:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self._built))
             built.append(self._built[order[place]])
         length = max(len(tokens) for tokens, _ in built)
-        count = max((len(tokens) - first) // self.block for tokens, first in built)
+        places = [self._starts(len(ids), first, step * self.rows + r) for r, (ids, first) in enumerate(built)]
         tokens = np.full((self.rows, length), self.eos, np.int64)
-        starts = np.full((self.rows, count), -1, np.int64)
+        starts = np.full((self.rows, max(map(len, places))), -1, np.int64)
         supervised: Bool = np.zeros((self.rows, length), np.bool_)
         for r, (ids, first) in enumerate(built):
             tokens[r, : len(ids)] = ids
             supervised[r, first : len(ids)] = True
-            found = block_starts(len(ids), self.block, first)
-            starts[r, : len(found)] = found
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(starts), torch.from_numpy(supervised), self.block)
+            starts[r, : len(places[r])] = places[r]
+        found, places_of, wanted = (torch.from_numpy(part) for part in (tokens, starts, supervised))
+        return Batch(found, places_of, wanted, self.block, "answers")
+
+    def _starts(self, length: int, first: int, index: int) -> list[int]:
+        """Starts of a row's blocks: from the response on, then sets that begin up to a block before it."""
+        rng = np.random.default_rng([self.seed, 1, index])
+        earlier = [int(rng.integers(1, self.block)) for _ in range(self.sets - 1)]
+        return [start for e in (0, *earlier) for start in block_starts(length, self.block, max(1, first - e))]
 
     def _build(self, pair: Pair, length: int) -> tuple[list[int], int]:
         room = max(self.block, (length // 2 // self.block) * self.block)
@@ -189,7 +206,7 @@ def read_items(paths: Iterable[Path]) -> Iterator[Item]:
     Raises:
         TrainingError: a file that cannot be read, or a JSONL row of no known form.
     """
-    for path in _files(paths):
+    for path in files(paths):
         if path.suffix == ".jsonl":
             for number, row in enumerate(_json_rows(path), 1):
                 yield _item(row, f"{path}:{number}")
@@ -212,7 +229,12 @@ def _item(row: dict[str, Any], where: str) -> Item:
     raise TrainingError(f"{where} has no text, no messages, and not DOLLY's columns (instruction, context, response)")
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
+def files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files of text that paths name; of a folder those of a known kind, in order.
+
+    Raises:
+        TrainingError: a path that is not there.
+    """
     for path in paths:
         if path.is_dir():
             yield from sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md", ".jsonl") and p.is_file())

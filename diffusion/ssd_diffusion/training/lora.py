@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.errors import InvalidModel, TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter.safetensors")
@@ -55,6 +57,34 @@ def open_maps(model: Ssd2Model) -> None:
     for part in (model.w_diff, model.w_time, model.transition):
         if part is not None:
             part.requires_grad_(True)
+
+
+def open_adapter(model: Ssd2Model) -> None:
+    """Set a loaded adapter and the diffusion maps to be trained, and nothing else."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    open_maps(model)
+
+
+@contextmanager
+def without_adapter(model: Ssd2Model) -> Iterator[None]:
+    """The decoder as it was before its adapter, for as long as the block runs.
+
+    Raises:
+        TrainingError: the model has no adapter that could be put aside.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [part for part in model.causal.modules() if isinstance(part, BaseTunerLayer)]
+    if not layers:
+        raise TrainingError("this model has no adapter to be put aside; attach one, or train without what needs it")
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def _wrap(model: Ssd2Model, config: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch
+from ssd_diffusion.training.lora import without_adapter
 from ssd_diffusion.training.loss import Teaching, token_losses
 from ssd_diffusion.training.noise import LevelMix, noised_embedding, preceding_levels, sample_levels
 from ssd_diffusion.training.onepass import layout, query_index
@@ -38,6 +39,8 @@ class ObjectiveOptions:
         taught: share of the next-token distribution of the clean half, which has read everything before a position, in
             the targets of drafted positions: those of blocks that hold nothing between clean and pure noise.
         drafted: share of these positions whose logits the model's transition is added to, where it has one.
+        kept: share of the unadapted decoder's next-token distribution in the targets of the clean half of text, so
+            that the core goes on writing as the decoder does.
     """
 
     levels: LevelMix = field(default_factory=LevelMix)
@@ -47,6 +50,7 @@ class ObjectiveOptions:
     clean_share: float = 0.25
     taught: float = 0.0
     drafted: float = 0.8
+    kept: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +160,36 @@ def batch_loss(model: Ssd2Model, batch: Batch, options: ObjectiveOptions, seed: 
         )
     else:
         noisy = first_input(model, batch, u, generator)
+    before_adapter = _unadapted(model, batch) if options.kept and batch.origin == "text" else None
     hidden = hidden_states(model, batch, noisy)
     wanted = targets_mask(batch) & (u > 0)
     losses = _block_losses(model, batch, hidden, u, wanted, options, generator)
-    clean_wanted = batch.supervised[:, 1:] & (
-        torch.rand(batch.supervised[:, 1:].shape, generator=generator, device=device) < options.clean_share
-    )
-    clean = _losses(model, hidden[:, : batch.tokens.shape[1] - 1][clean_wanted], batch.tokens[:, 1:][clean_wanted])
+    clean = _clean_losses(model, batch, hidden, before_adapter, options, generator)
     noisy_mean, clean_mean = _mean_loss(losses), _mean_loss(clean)
     loss = noisy_mean + options.clean_weight * clean_mean
     return BatchLoss(loss, float(noisy_mean.detach()), float(clean_mean.detach()), len(losses), len(clean))
+
+
+@torch.no_grad()
+def _unadapted(model: Ssd2Model, batch: Batch) -> Tensor:
+    """Last hidden states of the decoder without its adapter over the clean half. [R, n, H]"""
+    with without_adapter(model):
+        return _causal_hidden(model, batch)
+
+
+def _clean_losses(
+    model: Ssd2Model, batch: Batch, hidden: Tensor, before_adapter: Tensor | None, options: ObjectiveOptions,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Next-token losses at a share of the clean positions; none for text that the model wrote itself."""
+    share = 0.0 if batch.origin == "own" else options.clean_share
+    found = torch.rand(batch.supervised[:, 1:].shape, generator=generator, device=hidden.device) < share
+    wanted = batch.supervised[:, 1:] & found
+    states, targets = hidden[:, : batch.tokens.shape[1] - 1][wanted], batch.tokens[:, 1:][wanted]
+    if before_adapter is None:
+        return _losses(model, states, targets)
+    kept = torch.full(targets.shape, options.kept, device=hidden.device)
+    return _losses(model, states, targets, Teaching(before_adapter[:, :-1][wanted], kept))
 
 
 def _block_losses(
@@ -174,20 +198,29 @@ def _block_losses(
 ) -> Tensor:  # fmt: skip
     """Losses of the wanted block positions. [number wanted]"""
     states, targets = block_hidden(batch, hidden)[wanted], truth(batch)[wanted]
-    draft = ~((u > 0) & (u < 1)).any(dim=-1, keepdim=True).expand(u.shape)
+    blind = _nothing_to_the_right(u)
     # The first position is no draft: the anchor predicts it with everything before it in sight.
-    draft = (draft & (u.roll(1, dims=-1) > 0) & (torch.arange(batch.block, device=u.device) > 0))[wanted]
+    draft = (blind & (u.roll(1, dims=-1) > 0) & (torch.arange(batch.block, device=u.device) > 0))[wanted]
     if model.transition is not None:
         chosen = draft & (torch.rand(draft.shape, generator=generator, device=u.device) < options.drafted)
         last, before = (_token_before(batch, distance)[wanted] for distance in (1, 2))
         added = model.transition(model.embed(last[chosen]), model.embed(before[chosen]))
         states = states.index_add(0, torch.nonzero(chosen).flatten(), added.to(states.dtype))
-    if options.taught == 0.0:
+    # What the model wrote itself is no truth about language: there the clean half teaches alone.
+    taught = blind[wanted].float() if batch.origin == "own" else options.taught * draft.float()
+    if not bool(taught.any()):
         return _losses(model, states, targets)
     where = batch.starts.clamp(min=1)[..., None] - 1 + torch.arange(batch.block, device=u.device)
     rows = torch.arange(len(batch.tokens), device=u.device)[:, None, None]
     teacher = hidden[rows, where][wanted].detach()
-    return _losses(model, states, targets, Teaching(teacher, options.taught * draft.float()))
+    return _losses(model, states, targets, Teaching(teacher, taught))
+
+
+def _nothing_to_the_right(u: Tensor) -> Tensor:
+    """Open positions about which neither their own state nor anything to their right says a thing. [R, N, B]"""
+    partial = ((u > 0) & (u < 1)).any(dim=-1, keepdim=True)
+    known = (u <= 0).flip(-1).cumsum(-1).flip(-1) > 0
+    return ~partial & ~known
 
 
 def _token_before(batch: Batch, distance: int) -> Tensor:
@@ -198,14 +231,20 @@ def _token_before(batch: Batch, distance: int) -> Tensor:
 
 
 def _next_token_loss(model: Ssd2Model, batch: Batch) -> BatchLoss:
-    rows, length = batch.tokens.shape
-    places = torch.arange(length, device=batch.tokens.device).expand(rows, -1)
-    allowed = torch.ones(length, length, dtype=torch.bool, device=batch.tokens.device).tril().expand(rows, -1, -1)
-    hidden, _ = model.forward_pass(model.embed(batch.tokens), places, allowed, keep=False)
+    hidden = _causal_hidden(model, batch)
     wanted = batch.supervised[:, 1:]
     losses = _losses(model, hidden[:, :-1][wanted], batch.tokens[:, 1:][wanted])
     mean = _mean_loss(losses)
     return BatchLoss(mean, float("nan"), float(mean.detach()), 0, len(losses))
+
+
+def _causal_hidden(model: Ssd2Model, batch: Batch) -> Tensor:
+    """Last hidden states of the tokens alone. [R, n, H]"""
+    rows, length = batch.tokens.shape
+    places = torch.arange(length, device=batch.tokens.device).expand(rows, -1)
+    allowed = torch.ones(length, length, dtype=torch.bool, device=batch.tokens.device).tril().expand(rows, -1, -1)
+    hidden, _ = model.forward_pass(model.embed(batch.tokens), places, allowed, keep=False)
+    return hidden
 
 
 def _losses(model: Ssd2Model, hidden: Tensor, targets: Tensor, teaching: Teaching | None = None) -> Tensor:

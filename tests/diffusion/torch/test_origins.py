@@ -1,0 +1,121 @@
+"""What each origin of a batch is trained on: text of others, the model's own, and answers to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ssd_diffusion.errors import TrainingError
+from ssd_diffusion.models.ssd2 import Ssd2Model
+from ssd_diffusion.training import data, lora
+from ssd_diffusion.training.noise import LevelMix
+from ssd_diffusion.training.objective import ObjectiveOptions, _nothing_to_the_right, batch_loss
+
+Make = Callable[..., Ssd2Model]
+HIDDEN = LevelMix(hidden=1.0, accepted=0.0, decoding=0.0, uniform=0.0)
+STREAM = (np.arange(400, dtype=np.int32) * 7) % 200
+
+
+def rows(origin: data.Origin = "text") -> data.PackedRows:
+    return data.PackedRows(STREAM, length=48, block=6, rows=2, seed=1, offsets=2, origin=origin)
+
+
+@given(u=st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=2, max_size=8))
+def test_blind_positions_by_the_definition(u: list[float]) -> None:
+    found = _nothing_to_the_right(torch.tensor(u)[None, None])[0, 0].tolist()
+    partial = any(0 < x < 1 for x in u)
+    assert found == [x == 1 and not partial and all(y == 1 for y in u[i:]) for i, x in enumerate(u)]
+
+
+def test_own_text_has_no_clean_loss_and_learns_from_the_clean_half_alone(make_model: Make) -> None:
+    """Other true tokens change nothing but what is read: the targets of own text are the model's own distribution."""
+    model = make_model("llama").float()
+    options = ObjectiveOptions(levels=HIDDEN, conditioned=0.0)
+    batch = rows("own").batch(0)
+    own = batch_loss(model, batch, options, (1, 2))
+    assert own.clean_targets == 0
+    assert own.noisy_targets == batch.starts.numel() * 6
+    assert np.isfinite(own.noisy)
+    plain = batch_loss(model, replace(batch, origin="text"), options, (1, 2))
+    assert plain.clean_targets > 0
+    assert own.noisy != pytest.approx(plain.noisy, abs=1e-3)
+
+
+def test_nothing_to_learn_from_own_text_once_drafts_are_right(make_model: Make) -> None:
+    """The least loss of a taught position is the entropy of its teacher; the first of a block reaches it already."""
+    model = make_model("llama").float()
+    batch = rows("own").batch(0)
+    # One block a row, so that the first position's target is what the anchor says itself.
+    batch = replace(batch, starts=batch.starts[:, :1], block=1)
+    found = batch_loss(model, batch, ObjectiveOptions(levels=HIDDEN, conditioned=0.0), (1, 2))
+    hidden = torch.stack([_clean_hidden(model, batch)[r, batch.starts[r, 0] - 1] for r in range(2)])
+    p = torch.softmax(model.logits(hidden), dim=-1)
+    entropy = -(p * p.log()).sum(-1).mean()
+    assert found.noisy == pytest.approx(float(entropy.detach()), abs=2e-3)
+
+
+def _clean_hidden(model: Ssd2Model, batch: data.Batch) -> torch.Tensor:
+    n = batch.tokens.shape[1]
+    allowed = torch.ones(n, n, dtype=torch.bool).tril().expand(len(batch.tokens), -1, -1)
+    places = torch.arange(n).expand(len(batch.tokens), -1)
+    with torch.no_grad():
+        return model.forward_pass(model.embed(batch.tokens), places, allowed, keep=False)[0]
+
+
+def test_kept_pulls_text_back_to_the_unadapted_decoder(make_model: Make) -> None:
+    """With everything kept, the clean loss is least where the adapter does nothing, and its gradient there is zero."""
+    model = make_model("llama").float()
+    lora.attach(model, lora.LoraOptions(rank=4, alpha=8))
+    options = ObjectiveOptions(levels=HIDDEN, conditioned=0.0, clean_weight=1.0, clean_share=1.0, kept=1.0)
+
+    def slope(weight: float) -> tuple[float, float]:
+        model.zero_grad(set_to_none=True)
+        found = batch_loss(model, rows().batch(0), replace(options, clean_weight=weight), (1, 2))
+        found.loss.backward()  # type: ignore[no-untyped-call]
+        total = sum(
+            float(p.grad.abs().sum()) for n, p in model.named_parameters() if "lora_B" in n and p.grad is not None
+        )
+        return found.clean, total
+
+    least, with_clean = slope(1.0)
+    _, without = slope(0.0)
+    assert with_clean == pytest.approx(without, rel=1e-3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    assert slope(1.0)[0] > least
+    assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
+
+
+def test_kept_needs_an_adapter_and_leaves_answers_alone(make_model: Make) -> None:
+    model = make_model("llama").float()
+    options = ObjectiveOptions(levels=HIDDEN, conditioned=0.0, kept=0.5)
+    with pytest.raises(TrainingError, match="no adapter"):
+        batch_loss(model, rows().batch(0), options, (1, 2))
+    pairs = [data.Pair(range(3, 20), range(30, 42))]
+    answers = data.InstructionRows(pairs, length=64, block=6, rows=1, seed=1, eos=0)
+    assert np.isfinite(batch_loss(model, answers.batch(0), options, (1, 2)).noisy)
+
+
+def test_sets_of_answer_blocks_begin_before_the_response() -> None:
+    pairs = [data.Pair(range(3, 20), range(30, 42)), data.Pair([5], range(60, 75))]
+    made = data.InstructionRows(pairs, length=64, block=6, rows=2, seed=1, eos=0, offsets=3)
+    batch = made.batch(0)
+    assert batch.origin == "answers"
+    starts_of = {
+        int(batch.supervised[r].nonzero()[0]): batch.starts[r][batch.starts[r] >= 0].tolist() for r in range(2)
+    }
+    for first, starts in starts_of.items():
+        length = int(batch.supervised[[*starts_of].index(first)].nonzero()[-1]) + 1
+        assert starts[: (length - first) // 6] == list(range(first, length - 5, 6))
+        assert len(starts) > (length - first) // 6
+        assert min(starts) >= 1
+        assert min(starts) > first - 6
+    again = data.InstructionRows(pairs, length=64, block=6, rows=2, seed=1, eos=0, offsets=3).batch(0)
+    assert torch.equal(again.starts, batch.starts)
