@@ -8,7 +8,7 @@ passed in. Knows nothing about prompts or files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from ssd_cloud.corpus.words import words
 
 _SENTENCE = re.compile(r"(?<=[a-z0-9\")][.!?])\s+(?=[A-Z\"])")
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+_MONTHS = _MONTH.split("|")
 _WHEN = rf"(?:on (?:\d{{1,2}} )?(?:{_MONTH})(?: \d{{1,2}},)? ?(?:\d{{4}})?|in (?:(?:{_MONTH}) )?(?:1[0-9]|20)\d\d)"
 _PAST = words(
     "founded established built opened released published born completed created launched introduced invented "
@@ -307,15 +308,24 @@ def _name(rng: np.random.Generator) -> str:
 
 
 def _values(rng: np.random.Generator) -> dict[str, str]:
-    values = {name: _draw(rng, words) for name, words in _DRAWN.items()}
-    hour, minute = int(rng.integers(6, 13)), _draw(rng, ("00", "15", "30", "45"))
-    month = _draw(rng, _MONTH.split("|"))
+    numbers: Iterator[int] = iter(
+        rng.integers(0, 1 << 40, 50).tolist()
+    )  # at once: one call for each number takes most of a build
+
+    def pick(words: Sequence[str]) -> str:
+        return words[next(numbers) % len(words)]
+
+    def between(low: int, high: int) -> int:
+        return low + next(numbers) % (high - low)
+
+    values = {name: pick(words) for name, words in _DRAWN.items()}
+    hour, minute, month = between(6, 13), pick(("00", "15", "30", "45")), pick(_MONTHS)
     values |= {
-        "person": _name(rng), "other": _name(rng),
-        "year": str(rng.integers(1871, 2031)), "time": f"{hour}:{minute}", "later": f"{hour + 8}:{minute}",
-        "month": month, "date": f"{rng.integers(1, 29)} {month}", "count": str(rng.integers(2, 19)),
-        "number": str(rng.integers(11, 980)), "job_cap": values["job"][0].upper() + values["job"][1:],
-        "price": f"{_draw(rng, ('$', '£', '€'))}{rng.integers(2, 900)}{_draw(rng, ('', '', '.50', '.80'))}",
+        "person": f"{pick(_FIRST)} {pick(_LAST)}", "other": f"{pick(_FIRST)} {pick(_LAST)}",
+        "year": str(between(1871, 2031)), "time": f"{hour}:{minute}", "later": f"{hour + 8}:{minute}",
+        "month": month, "date": f"{between(1, 29)} {month}", "count": str(between(2, 19)),
+        "number": str(between(11, 980)), "job_cap": values["job"][0].upper() + values["job"][1:],
+        "price": f"{pick('$£€')}{between(2, 900)}{pick(('', '', '.50', '.80'))}",
     }  # fmt: skip
     return values
 

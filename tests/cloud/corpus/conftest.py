@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ssd_cloud.corpus import registry
+from ssd_cloud.corpus import pairs, registry
 from ssd_cloud.corpus.words import words
 from ssd_cloud.errors import DataError
 from ssd_diffusion.models.tiny import write_tiny
@@ -92,7 +92,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> bytes:
 def stock() -> dict[str, bytes]:
     """The archives of the shop, by package."""
     leads = {
-        f"Place {i}": {"extract": f"Place {i} is a town of some kind. It was founded in {1800 + i}. {prose(i, 4)}"}
+        f"Place {i}": {"extract": f"Place {i} is a town of kind{i}. It was founded in {1800 + i}. {prose(i, 4)}"}
         for i in range(120)
     }
     boolq = [
@@ -170,6 +170,7 @@ def shop(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, dpkg: None
             return one
         return replace(one, package=replace(one.package, sha256=hashlib.sha256(known).hexdigest()))
 
+    monkeypatch.setattr(pairs, "INVENTED", 200)
     names = ("speeches", "leads", "boolq", "faq")
     monkeypatch.setattr(registry, "SOURCES", tuple(fixed(one) for one in registry.SOURCES if one.name in names))
     monkeypatch.setattr(registry, "SETS", tuple(fixed(one) for one in registry.SETS))
