@@ -32,7 +32,7 @@ from ssd_client.errors import LedgerError, NodeMismatch, NodeRefused, NodeUnreac
 from ssd_client.ledger import Ledger
 from ssd_client.node import Address, NodeChannel, NodeInfo, check_tokenizer
 from ssd_client.oneway import OneWaySource, decode_one_way
-from ssd_client.options import GenerateOptions, decode_params, opening, public_settings
+from ssd_client.options import GenerateOptions, decode_params, opening, public_settings, with_drafts
 from ssd_client.prompt import Contexts, Passage, Prompt, build_contexts, parse_prompt, read_private
 from ssd_client.received import Received
 from ssd_client.remote import RemoteMember
@@ -225,6 +225,8 @@ def _reach(
 def _prepare(options: GenerateOptions, prompt: Prompt, expert: Expert, core: _Core, home: Path, session: str) -> _Run:
     spec = core.info.spec if core.info is not None else expert.engine.spec
     eos_ids = tuple(sorted({*spec.eos_ids, *expert.engine.spec.eos_ids}))
+    decoders = core.info.decoders if core.info is not None else None
+    options = with_drafts(options, taught=expert.transition is not None, decoders=decoders)
     params = decode_params(options, spec, eos_ids)
     contexts = build_contexts(
         expert.tokenizer,

@@ -6,7 +6,8 @@ Knows nothing about members or connections.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +29,7 @@ from ssd_client.remote import Wire
 DecoderName = Literal["diffusion", "ar", "ssdlm"]
 
 SSDLM_STEPS = 50
+USUAL_DRAFTS = 4  # docs/quality.md: more of them cost a pass more than they save
 WINDOW_STEPS = 1  # chosen by measurement, docs/acceptance.md: lower noise levels cost the packaged core likelihood
 _DECODERS: dict[DecoderName, ssd_pb2.Decoder.ValueType] = {
     "diffusion": ssd_pb2.DECODER_WINDOW,
@@ -65,7 +67,8 @@ class GenerateOptions:
         temperature: of the draws; 0 takes the most probable.
         top_p: nucleus mass of the draws.
         entropy_budget: nats that one step may accept beyond its first position.
-        drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps.
+        drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps. None: 4
+            where expert and node can, and nothing else was asked for that forbids it (`with_drafts`).
         leniency: 0 keeps a draft only where it is the token drawn; up to 1 also others that are nearly as probable.
         core_every: ask the core at every m-th step only, and use its last logits between (open only).
         private: texts for the expert alone; a leading @ names a file.
@@ -96,7 +99,7 @@ class GenerateOptions:
     temperature: float = 0.7
     top_p: float = 0.9
     entropy_budget: float = 0.0
-    drafts: int = 0
+    drafts: int | None = None
     leniency: float = 0.0
     core_every: int = 1
     private: tuple[str, ...] = ()
@@ -136,18 +139,20 @@ class GenerateOptions:
         self.codec_spec()
 
     def _check_drafts(self) -> None:
-        if self.leniency and not self.drafts:
-            raise UsageError("--leniency judges drafts; give --drafts as well")
-        if not self.drafts:
-            return
+        if self.leniency and self.drafts == 0:
+            raise UsageError("--leniency judges drafts; leave --drafts 0 out")
+        wrong = self.against_drafts()
+        if self.drafts and wrong is not None:
+            raise UsageError(f"--drafts has a way of its own to decode, in open mode; leave {wrong} out")
+
+    def against_drafts(self) -> str | None:
+        """The flag with which looking ahead does not go together, if there is one."""
         others = {
             "--decoder": self.decoder != "diffusion", "--privacy one-way": self.privacy != "open",
             "--projection multi-hot": self.projection == "multi-hot", "--steps": (self.steps or 1) != 1,
             "--entropy-budget": self.entropy_budget != 0.0, "--core-every": self.core_every != 1,
         }  # fmt: skip
-        wrong = next((flag for flag, set_ in others.items() if set_), None)
-        if wrong is not None:
-            raise UsageError(f"--drafts has a way of its own to decode, in open mode; leave {wrong} out")
+        return next((flag for flag, set_ in others.items() if set_), None)
 
     def codec_spec(self) -> CodecSpec:
         """The codec.
@@ -159,6 +164,28 @@ class GenerateOptions:
             return CodecSpec.parse(self.codec)
         except InvalidInput as error:
             raise UsageError(f"--codec: {error}") from error
+
+
+def with_drafts(options: GenerateOptions, *, taught: bool, decoders: Collection[int] | None) -> GenerateOptions:
+    """The same options with the number of drafts decided.
+
+    Args:
+        options: for one answer.
+        taught: whether the expert was taught to draft.
+        decoders: that the node offers; None without a node.
+
+    Raises:
+        UsageError: leniency, and no drafts that it could judge.
+    """
+    if options.drafts is not None:
+        return options
+    offered = decoders is None or ssd_pb2.DECODER_LOOKAHEAD in decoders
+    usual = USUAL_DRAFTS if taught and offered and options.against_drafts() is None else 0
+    if options.leniency and not usual:
+        raise UsageError(
+            "nothing is drafted with these settings, expert and node; leave --leniency out, or give --drafts"
+        )
+    return replace(options, drafts=usual)
 
 
 def decode_params(options: GenerateOptions, spec: ModelSpec, eos_ids: tuple[int, ...]) -> DecodeParams:
@@ -173,7 +200,7 @@ def decode_params(options: GenerateOptions, spec: ModelSpec, eos_ids: tuple[int,
     return DecodeParams(
         block=block, grid=grid, max_tokens=options.max_tokens, projection=options.projection,
         temperature=options.temperature, top_p=options.top_p, entropy_budget=options.entropy_budget, eos_ids=eos_ids,
-        drafts=min(options.drafts, spec.max_block - 1), leniency=options.leniency,
+        drafts=min(options.drafts or 0, spec.max_block - 1), leniency=options.leniency,
     )  # fmt: skip
 
 

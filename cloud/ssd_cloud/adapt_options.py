@@ -6,14 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssd_diffusion.training import loop
-from ssd_diffusion.training.noise import LevelMix
-from ssd_diffusion.training.objective import ObjectiveOptions
-
-LOOK_AHEAD = ObjectiveOptions(
-    levels=LevelMix(hidden=0.7, accepted=0.2, decoding=0.0, uniform=0.1),
-    conditioned=0.0, taught=0.7, clean_weight=0.5, clean_share=0.5,
-)  # fmt: skip
-"""Mostly windows that hold nothing but positions to draft."""
+from ssd_diffusion.training.objective import LOOK_AHEAD, ObjectiveOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

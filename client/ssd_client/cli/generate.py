@@ -47,8 +47,9 @@ def generate(
         float, flag("--entropy-budget", "Nats of doubt a step may accept beyond its first token: more is faster.")
     ] = 0.0,
     drafts: Annotated[
-        int, flag("--drafts", "Look ahead with so many drafts a step: the same text in fewer steps (open only).")
-    ] = 0,
+        int | None,
+        flag("--drafts", "Drafts a step, 0 for none: the same text in fewer steps (open only; default: as fits)."),
+    ] = None,
     leniency: Annotated[
         float, flag("--leniency", "0 to 1: keep drafts that are nearly as probable as the best token too.")
     ] = 0.0,

@@ -18,6 +18,7 @@ from ssd_diffusion.training import lora
 from ssd_diffusion.training.data import Batch, PackedRows, Rows
 from ssd_diffusion.training.evaluate import anchor_losses, next_token_losses, s2
 from ssd_diffusion.training.loop import Evaluation, Progress, TrainOptions, TrainReport, train
+from ssd_diffusion.training.objective import LOOK_AHEAD, ObjectiveOptions
 from ssd_kernels.types import I32
 
 from ssd_client.personalize.options import PersonalizeOptions
@@ -110,6 +111,8 @@ def learn(
             checkpoint_minutes=min(0.5, minutes / 4),
             eval_minutes=max(minutes / 7, 1e-3),
             patience=options.patience,
+            # A base that drafts goes on learning to, on the person's own words.
+            objective=LOOK_AHEAD if model.transition is not None else ObjectiveOptions(),
             seed=options.seed,
         ),
         on_progress=on_progress,

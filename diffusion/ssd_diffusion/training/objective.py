@@ -53,6 +53,13 @@ class ObjectiveOptions:
     kept: float = 0.0
 
 
+LOOK_AHEAD = ObjectiveOptions(
+    levels=LevelMix(hidden=0.7, accepted=0.2, decoding=0.0, uniform=0.1),
+    conditioned=0.0, taught=0.7, clean_weight=0.5, clean_share=0.5,
+)  # fmt: skip
+"""For models that draft: mostly windows of which nothing is known yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
     """Loss of a batch (with gradient), its parts in nats a token, and how many targets each had."""
