@@ -2,7 +2,7 @@
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
 does with them is its run: `ensemble_run`, `wire_run`, `floor_run`, `acceptance_run`,
-`personalize_run`, `quality.run`.
+`personalize_run`, `personal.run`, `quality.run`.
 """
 
 from __future__ import annotations
@@ -209,6 +209,49 @@ def personalize(
     options = suite.Options(
         home=home or default_home(), core=core, examples=examples, steps=steps, out=out, results=results
     )
+    _show(suite.run(options), as_json)
+
+
+@app.command()
+def personal(
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=FOLDER", help="A document set; may be repeated.")
+    ] = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Questions of a set, JSON lines; by default they are made by rule."),
+    ] = None,
+    home: Home = None,
+    core: Core = "packaged",
+    base: Annotated[str, typer.Option(help="Model folder or name that experts start from.")] = "packaged",
+    kilobytes: Annotated[int, typer.Option(min=1, help="Text of a set, at most.")] = 200,
+    train_minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of training of each expert.")] = 4.5,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="heldout, cloze, answers or curve; may be repeated; by default all."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Stretches, hidden facts and questions of a set, at most.")] = 30,
+    limit_questions: Annotated[int | None, typer.Option(min=1, help="Questions of a set, if not --limit.")] = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 24,
+    passages: Annotated[int, typer.Option(min=0, help="Passages of an answer, at most.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every choice and of the noise.")] = 0,
+    max_minutes: Minutes = None,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    records: Annotated[
+        Path | None, typer.Option(help="Folder of experts and single measurements, continued if it fits.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What an expert gains from documents, alone and with the core, on sets of documents of any kind."""
+    from ssd_bench.personal import run as suite
+
+    options = suite.Options(
+        sets=sets or (), questions=questions or (), home=home or default_home(), core=core, base=base,
+        kilobytes=kilobytes, train_minutes=train_minutes, parts=part or (), limit=limit,
+        limit_questions=limit_questions, tokens=answer_tokens, passages=passages, seed=seed, max_minutes=max_minutes,
+        records=records, out=out, results=results,
+    )  # fmt: skip
     _show(suite.run(options), as_json)
 
 

@@ -44,8 +44,14 @@ def command() -> str:
         if argument in _PLACES:
             next(arguments, None)
         elif not argument.startswith(tuple(f"{place}=" for place in _PLACES)):
-            kept.append(Path(argument).name if argument.startswith("/") else argument)
+            kept.append(_plain(argument))
     return shlex.join(["python", "-m", "ssd_bench", *kept])
+
+
+def _plain(argument: str) -> str:
+    """An argument with the name alone of a path from the root, also behind NAME=."""
+    name, equals, value = argument.rpartition("=")
+    return f"{name}{equals}{Path(value).name}" if value.startswith("/") else argument
 
 
 def _processor() -> str:
