@@ -78,19 +78,31 @@ REFERENCE = (_base(0.5), _base(0.7), _base(0.85), _base(1.0), _base(1.0, top_p=1
 SAME_TEMPERATURE = next(s for s in REFERENCE if s.changes["temperature"] == GenerateOptions(prompt="-").temperature)
 """The base at the client's own temperature."""
 
+
+def _ahead(drafts: int, leniency: float = 0.0) -> Setting:
+    """Looking ahead: with no leniency the text is that of the core's default, in fewer passes."""
+    name = f"core, {drafts} drafts" + (f", leniency {leniency:g}" if leniency else "")
+    changes: dict[str, Any] = {"block": 1, "drafts": drafts, "leniency": leniency}
+    return Setting(name=name, decoder="lookahead", changes=changes)
+
+
 SETTINGS = (
     CORE,
     *REFERENCE,
-    Setting(name="core, budget 0.1", changes={"entropy_budget": 0.1}),
+    _ahead(1),
+    _ahead(2),
+    _ahead(4),
+    _ahead(8),
+    _ahead(4, 0.3),
+    _ahead(4, 0.6),
+    _ahead(4, 0.9),
+    _ahead(8, 0.6),
+    _ahead(8, 0.9),
+    _ahead(8, 1.0),
     Setting(name="core, budget 0.5", changes={"entropy_budget": 0.5}),
+    Setting(name="core, budget 2", changes={"entropy_budget": 2.0}),
     Setting(name="core, 6 levels", levels=6),
-    Setting(name="core, 6 levels, budget 0.1", levels=6, changes={"entropy_budget": 0.1}),
     Setting(name="core, 6 levels, budget 0.5", levels=6, changes={"entropy_budget": 0.5}),
-    Setting(name="core, 6 levels, T 0.5", levels=6, changes={"temperature": 0.5}),
-    Setting(name="core, 4 drafts", decoder="lookahead", changes={"block": 1, "drafts": 4}),
-    Setting(
-        name="core, 4 drafts, leniency 0.5", decoder="lookahead", changes={"block": 1, "drafts": 4, "leniency": 0.5}
-    ),
     _ssdlm(8, 1.0),
     _ssdlm(25, 0.5),
     _ssdlm(100, 0.2),
