@@ -6,6 +6,7 @@ The work is `ssd_cloud.corpus`, which is imported when a command runs. Knows not
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,16 +130,20 @@ def _tokenizer(name: str) -> Any:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr with the stage and the time left."""
+    """On stderr, a bar with the stage and the time left; where that is no terminal, a line for each stage."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _stages()
+        return
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )  # fmt: skip
     began = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0, left="")
 
         def update(words: str, done: float) -> None:
@@ -146,6 +151,18 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
             bar.update(task, description=words, completed=done, left=f"{left:.0f} s left" if left else "")
 
         yield update
+
+
+def _stages() -> Callable[[str, float], None]:
+    said = ""
+
+    def update(words: str, done: float) -> None:
+        nonlocal said
+        if words != said:
+            said = words
+            sys.stderr.write(f"{words} ({done:.0%})\n")
+
+    return update
 
 
 def _say(lines: list[str]) -> None:

@@ -198,6 +198,7 @@ def cached(cache: Path, package: str, data: bytes) -> None:
     (folder / "fetched.json").write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_nothing_in_the_way(
     tmp_path: Path, dpkg: None, archives: dict[str, bytes], tokenizer_folder: Path
 ):
