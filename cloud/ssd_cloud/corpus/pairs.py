@@ -72,7 +72,7 @@ def from_articles(articles: Sequence[Document], origin: tuple[str, str], seed: i
         for i in rng.permutation(len(found))[:2]:
             asked = found[int(i)]
             own = Labelled(article.name, window(asked))
-            yield _noted(rng, own, asked.question, asked.answer, _others(rng, articles, article.name), origin, "rule")
+            yield _noted(rng, own, asked.question, asked.answer, _others(rng, articles, asked), origin, "rule")
         if found and rng.random() < ABOUT_SHARE:
             yield _row(plain(found[0].question, found[0].answer), origin, "rule")
 
@@ -115,7 +115,7 @@ def from_questions(
                 continue
             answer = f"{answer[:-1]}. {best}"
         own = Labelled(one.title or _place(rng, "Summary"), evidence)
-        yield _noted(rng, own, question, answer, _others(rng, others, one.title), origin, dataset)
+        yield _noted(rng, own, question, answer, _others(rng, others, one), origin, dataset)
 
 
 def short_answers(asked: Iterable[Question], origin: tuple[str, str], dataset: str) -> Iterator[Row]:
@@ -189,11 +189,12 @@ def _row(messages: list[dict[str, str]], origin: tuple[str, str], made: str) -> 
     return {"source": origin[0], "licence": origin[1], **how, "messages": messages}
 
 
-def _others(rng: np.random.Generator, documents: Sequence[Document], title: str) -> list[Labelled]:
+def _others(rng: np.random.Generator, documents: Sequence[Document], asked: Question) -> list[Labelled]:
+    """Notes to put beside: from documents that are not what is asked about, nor a part of it."""
     found = []
     for i in rng.integers(0, len(documents), 4) if documents else []:
         other = documents[int(i)]
-        if other.name != title:
+        if (not other.name or other.name != asked.title) and other.text[:_NOTE_CHARS] not in asked.passage:
             text = window(Question("", "", "", other.text))
             found.append(Labelled(other.name or _place(rng, "Summary"), text))
     return found

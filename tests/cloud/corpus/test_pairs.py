@@ -156,6 +156,19 @@ def test_yes_and_no_are_followed_by_the_sentence_that_says_so(english):
     assert "made" not in rows[0]
 
 
+def test_passages_without_titles_stand_beside_others_but_not_beside_themselves(english):
+    stories = [Document("", english(i, 4)) for i in range(40)]
+    questions = [Question(f"Who came in {i}?", f"{one.text.split()[1]} {one.text[-9:]}", "", one.text)
+                 for i, one in enumerate(stories)]  # fmt: skip
+    rows = list(pairs.from_questions(questions * 3, stories, ("stories", "x"), "stories", 0))
+    systems = [row["messages"][0]["content"] for row in rows]
+    assert sum("[2]" in system for system in systems) > 100
+    known = [row["messages"][2]["content"] != pairs.UNKNOWN for row in rows]
+    assert 2 <= known.count(False) <= 25
+    for system, one, held in zip(systems, stories * 3, known, strict=True):
+        assert system.count(one.text[:60]) == held
+
+
 def test_questions_without_passages():
     (row,) = pairs.short_answers([Question("who wrote emma", "jane austen", "", "")], ("questions", "x"), "questions")
     assert [m["content"] for m in row["messages"]] == ["Who wrote emma?", "Jane austen."]
