@@ -148,7 +148,7 @@ def _flat(text: str | None) -> str:
 def _tidy(text: str) -> str:
     lines = (line.rstrip() if line.startswith("    ") else line.strip() for line in text.split("\n"))
     kept = [line for line in lines if not re.fullmatch(r"#+", line.strip())]
-    joined = re.sub(r"(?m)^: (?=\S)", "", "\n".join(kept))  # a described name whose kind is empty
+    joined = re.sub(r"(?m)^: +(?=\S)", "", "\n".join(kept))  # a described name whose kind is empty
     joined = re.sub(r"(?m)^-\n+(?=[^\s-])", "- ", joined)  # a paragraph within its item
     joined = re.sub(r"(?m)^-$\n?", "", joined)
     joined = re.sub(r"(?m)^(- [^\n]*)\n{2,}(?=- )", r"\1\n", joined)
