@@ -79,6 +79,9 @@ def _build(scratch: Path, weights: Path) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     source = package_folder()
+    adapted = weights == WEIGHTS or weights.exists()
+    if adapted:
+        _check_adapter(weights)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, local_files_only=True)
     tokenizer.save_pretrained(scratch)
     with _quiet():
@@ -86,13 +89,32 @@ def _build(scratch: Path, weights: Path) -> None:
     card: dict[str, Any] = {"name": NAME, "base": "SmolLM2-135M-Instruct (Q4_1)", "licence": "Apache-2.0"}
     model = Ssd2Model(causal, Tokenizer.load(scratch).vocab)
     options: dict[str, Any] = {}
-    if (weights / "adapter_config.json").is_file():
+    if adapted:
         wrapped = load_adapter(model, weights)
         model.causal = wrapped.merge_and_unload()
         card |= json.loads((weights / "card.json").read_text())
         if "grid" in card:
             options["grid"] = tuple(float(u) for u in card["grid"])
     folder.save(model.to(torch.bfloat16), scratch, name=NAME, tokenizer=scratch, card=card, **options)
+
+
+def _check_adapter(weights: Path) -> None:
+    """Compare the adapter's files with the hashes in its card.
+
+    Raises:
+        InvalidModel: no card that can be read, or a file that is missing or another one.
+    """
+    try:
+        named = json.loads((weights / "card.json").read_text())["files"]
+        wrong = [name for name, digest in named.items() if _sha256(weights / name) != digest]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InvalidModel(f"the adapter in {weights} is not whole ({error}); install ssd2 again") from error
+    if wrong:
+        raise InvalidModel(f"{weights / wrong[0]} is not the file that its card names; install ssd2 again")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -144,7 +166,7 @@ def _digest(weights: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(weights.glob("*")) if weights.is_dir() else []:
         if path.is_file():
-            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(path.name.encode() + b"\0" + bytes.fromhex(_sha256(path)))
     return digest.hexdigest()
 
 

@@ -80,6 +80,19 @@ def model_id(name: str, folder: Path, files: Sequence[str]) -> str:
     return f"{name}@{digest.hexdigest()[:16]}"
 
 
+def check_files(folder: Path, spec: ModelSpec, files: Sequence[str]) -> None:
+    """Compare the files with the hash in the model's id.
+
+    Raises:
+        InvalidModel: they were changed, damaged or exchanged since `model.json` was written.
+    """
+    name = spec.model_id.rpartition("@")[0]
+    if model_id(name, folder, files) != spec.model_id:
+        raise InvalidModel(
+            f"{folder} holds other files than its {SPEC_FILE} was written for ({spec.model_id}); fetch the model again"
+        )
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error, short enough to show."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -21,7 +21,7 @@ from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.schedule import SCHEDULE_S, SIMPLEX_K
-from ssd_diffusion.spec_file import model_id, one_line, read_spec, write_spec
+from ssd_diffusion.spec_file import check_files, model_id, one_line, read_spec, write_spec
 from ssd_diffusion.tokenizer import Tokenizer, copy_tokenizer
 from ssd_diffusion.training.lora import DIFFUSION_FILE, diffusion_state, load_diffusion
 
@@ -37,7 +37,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu
     """A model folder of the SSD-2 family and its spec.
 
     Raises:
-        InvalidModel: a file is missing, truncated, foreign or of another family, or weights are not finite.
+        InvalidModel: a file is missing, truncated, foreign, changed or of another family, or weights are not finite.
     """
     spec = read_spec(folder)
     if spec.family != "ssd2":
@@ -46,6 +46,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu
     if model.hidden_size != spec.hidden or model.table.shape[0] != spec.vocab:
         raise InvalidModel(f"{folder / 'model.json'} does not describe the weights beside it; fetch the model again")
     load_diffusion(model, folder / DIFFUSION_FILE)
+    check_files(folder, spec, HASHED)
     return model.to(device).eval(), spec
 
 

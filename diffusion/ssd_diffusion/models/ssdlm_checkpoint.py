@@ -22,7 +22,7 @@ from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.models.ssdlm import SsdlmModel
 from ssd_diffusion.schedule import uniform_grid
-from ssd_diffusion.spec_file import SPEC_FILE, model_id, one_line, read_spec, write_spec
+from ssd_diffusion.spec_file import SPEC_FILE, check_files, model_id, one_line, read_spec, write_spec
 
 EMBED_FILE = "embed_sum_layer.pt"
 TIME_FILE = "timestep_layer.pt"
@@ -63,6 +63,7 @@ def load_folder(folder: Path) -> tuple[SsdlmModel, ModelSpec]:
     _fill(model, stored["w_diff.weight"], stored["w_time.weight"], stored["w_time.bias"])
     if spec.family != "ssdlm" or spec.hidden != h or spec.vocab > v or spec.max_context > model.max_positions:
         raise InvalidModel(f"{folder / SPEC_FILE} does not describe the weights beside it; fetch the model again")
+    check_files(folder, spec, _HASHED)
     return model, spec
 
 

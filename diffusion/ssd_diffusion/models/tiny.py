@@ -8,13 +8,13 @@ any text. Knows nothing about engines, sessions or training.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.spec_file import model_id
 
 TinyFamily = Literal["llama", "opt", "ssdlm"]
 
@@ -22,7 +22,7 @@ END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _SPECIALS = (END_OF_TEXT, IM_START, IM_END)
 _NEVER_IN_UTF8 = (0xFD, 0xFE, 0xFF)
 _LAYERS, _HEADS, _MAX_CONTEXT, _MAX_BLOCK = 2, 2, 1024, 32
-_HASHED = ("config.json", "model.safetensors", "diffusion.safetensors", "tokenizer.json")
+_HASHED = ("config.json", "model.safetensors", "diffusion.safetensors")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -151,12 +151,9 @@ def _write_tokenizer(folder: Path, vocab: int) -> None:
 
 
 def _write_cards(folder: Path, name: str, family: TinyFamily, width: int, vocab: int) -> None:
-    digest = hashlib.sha256()
-    for part in _HASHED:
-        digest.update((folder / part).read_bytes())
     decoder = family != "ssdlm"
     spec = {
-        "format": 1, "model_id": f"{name}@{digest.hexdigest()[:16]}", "family": "ssd2" if decoder else "ssdlm",
+        "format": 1, "model_id": model_id(name, folder, _HASHED), "family": "ssd2" if decoder else "ssdlm",
         "vocab": vocab, "hidden": width, "max_block": _MAX_BLOCK, "max_context": _MAX_CONTEXT, "simplex_k": 5.0,
         "schedule_s": 1e-4, "output_shift": decoder, "grid": [1.0, 0.6, 0.5, 0.4, 0.3, 0.2],
         "tokenizer_fingerprint": _fingerprint(folder), "eos_ids": [0, 2], "layers": _LAYERS,

