@@ -198,7 +198,8 @@ def test_pieces_are_the_document(blocks: list[str]):
 def test_words_that_stand_on_a_page_for_another_system_or_to_find_it_go():
     page = """<body><p>Choose <span><span hidden="true" class="MAC">Program - Preferences</span><span hidden="true"
     >Tools - Options</span></span>.</p><div class=categorybox>Categories: <a>Plots</a> &middot;</div>
-    <dl><dt><span class="category">: </span><span><em></em> <strong>echo</strong></span> <em>on</em></dt><dd>Show commands.</dd></dl></body>"""
+    <dl><dt><span class="category">: </span><span><em></em> <strong>echo</strong></span> <em>on</em></dt>
+    <dd>Show commands.</dd></dl></body>"""
     assert text(extract_html.html, page) == "Choose Tools - Options.\n\necho on\n\nShow commands."
 
 
