@@ -7,7 +7,7 @@ MOST_TOKENS tokens; the right side is the start of what follows. Knows text and 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +23,11 @@ LEAST_LEFT = 16
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _RULES = {
     "date": rf"\b\d{{1,2}} (?:{_MONTH})\b(?: \d{{4}})?|\b(?:{_MONTH}) \d{{1,2}}\b|\b\d{{4}}-\d\d-\d\d\b",
-    "time": r"\b\d{1,2}[:.]\d\d\b",
     "amount": r"[$£€] ?\d[\d,]*(?:\.\d+)?|\b\d+(?:\.\d+)? ?%"
     r"|\b\d[\d,]*(?:\.\d+)? (?:days|months|minutes|hours|kg|km|m)\b",
+    "time": r"\b\d{1,2}[:.]\d\d\b",
     "number": r"(?<![\w.,-])\d[\d,]*(?:\.\d+)?(?![\w-])",
-    "name": r"(?<=[a-z,;] )[A-Z][a-z'’]+(?: (?:of |the )?[A-Z][a-z'’]+){0,2}",
+    "name": r"(?<=[a-z,;] )[A-Z][a-z'’]+(?: (?:of |the )?[A-Z][a-z'’]+){0,3}",
 }
 _FOUND = {kind: re.compile(rule) for kind, rule in _RULES.items()}
 
@@ -57,21 +57,23 @@ class Span:
 
 def spans(tokenizer: Tokenizer, units: Sequence[Unit], *, limit: int, seed: int) -> list[Span]:
     """Hidden facts, one of each document and then a second one, until there are enough; fewer are the first of more."""
-    of_each = []
-    for number in np.random.default_rng([seed, 1]).permutation(len(units)).tolist():
-        unit = units[number]
-        places = _places(unit.text)
-        order = np.random.default_rng([seed, 2, number]).permutation(len(places)).tolist()
-        of_each.append((unit, [places[i] for i in order]))
+    order = np.random.default_rng([seed, 1]).permutation(len(units)).tolist()
+    waiting = [_of_unit(tokenizer, units[number], [seed, 2, number]) for number in order]
     found: list[Span] = []
-    for turn in range(max((len(places) for _, places in of_each), default=0)):
-        for unit, places in of_each:
-            span = _span(tokenizer, unit, *places[turn]) if turn < len(places) else None
-            if span is not None:
-                found.append(span)
-            if len(found) == limit:
-                return found
-    return found
+    while waiting and len(found) < limit:
+        turn = [(one, next(one, None)) for one in waiting]
+        found += [span for _, span in turn if span is not None]
+        waiting = [one for one, span in turn if span is not None]
+    return found[:limit]
+
+
+def _of_unit(tokenizer: Tokenizer, unit: Unit, seed: Sequence[int]) -> Iterator[Span]:
+    """The facts of a text that can be hidden, in an order that follows from the seed."""
+    places = _places(unit.text)
+    for i in np.random.default_rng(list(seed)).permutation(len(places)).tolist():
+        span = _span(tokenizer, unit, *places[i])
+        if span is not None:
+            yield span
 
 
 def _places(text: str) -> list[tuple[str, int, int]]:
@@ -92,7 +94,7 @@ def _span(tokenizer: Tokenizer, unit: Unit, kind: str, start: int, end: int) -> 
     opens = start - 1 if unit.text[start - 1 : start] == " " else start
     left, tokens = tokenizer.encode(unit.text[:opens]), tokenizer.encode(unit.text[opens:end])
     right = tokenizer.encode(unit.text[end:])[:RIGHT]
-    whole = tokenizer.encode(unit.text)
+    whole = unit.ids
     at = slice(len(left), len(left) + len(tokens))
     if not np.array_equal(whole[at], tokens) or not np.array_equal(whole[at.stop : at.stop + RIGHT], right):
         return None

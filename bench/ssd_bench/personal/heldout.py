@@ -29,6 +29,8 @@ from ssd_bench.personal.reading import LEVELS, MEASURES, Measure, Reading, truth
 KEY = ("part", "stretch")
 NOTES = 2
 """Passages before the expert's text, as when its lambda and alpha are chosen."""
+CHOOSING: tuple[Measure, ...] = ("s1", "next")
+"""What weights are chosen by; the validation part is not measured by anything else."""
 Part = Literal["validation", "test"]
 CORE, EXPERT = (0.0, 0.0), weights.ALONE
 GRID = tuple((lam, alpha) for lam in weights.LAMBDAS if lam > 0 for alpha in weights.ALPHAS)
@@ -83,7 +85,8 @@ def _record(trio: Trio, item: Item, seed: int) -> JsonRecord:
     room = min(trio.after.spec.max_context, trio.before.spec.max_context) - len(stretch.tokens)
     private = with_notes(trio.tokenizer, notes, stretch.prompt, room=room)
     found: dict[str, dict[str, float]] = {}
-    for measure, nats in _nats(trio, stretch, private, seed):
+    measures = MEASURES if item.part == "test" else CHOOSING
+    for measure, nats in _nats(trio, stretch, private, measures, seed):
         found[measure] = nats
     return {
         "part": item.part, "stretch": stretch.id, "document": stretch.path, "tokens": len(stretch.tokens),
@@ -91,7 +94,9 @@ def _record(trio: Trio, item: Item, seed: int) -> JsonRecord:
     }  # fmt: skip
 
 
-def _nats(trio: Trio, stretch: Stretch, private: I32, seed: int) -> Iterator[tuple[Measure, dict[str, float]]]:
+def _nats(
+    trio: Trio, stretch: Stretch, private: I32, measures: Sequence[Measure], seed: int
+) -> Iterator[tuple[Measure, dict[str, float]]]:
     """By measure, what the target costs under each weighing and member, summed over its tokens."""
 
     def read(model: Ssd2Model, context: I32) -> Reading:
@@ -103,7 +108,7 @@ def _nats(trio: Trio, stretch: Stretch, private: I32, seed: int) -> Iterator[tup
     before = read(trio.before.reading, private) if shown else plain
     public = read(trio.after.reading, stretch.prompt)
     after = read(trio.after.reading, private) if shown else public
-    for measure in MEASURES:
+    for measure in measures:
         target, per = truth(stretch.tokens, measure), len(LEVELS) if measure == "s2" else 1
         other = public.logits(measure) if shown else None
         every = [CORE, EXPERT, *GRID]

@@ -49,6 +49,7 @@ class Options:
         out: folder for the reports.
         results: file of all suites' ratios.
         training: other fields of `PersonalizeOptions` that differ from the client's defaults.
+        marks: minutes of training that the learning curve shows.
         resamples: of the bootstrap.
     """
 
@@ -70,6 +71,7 @@ class Options:
     out: Path
     results: Path
     training: Mapping[str, Any] = field(default_factory=dict)
+    marks: tuple[float, ...] = experts.MARKS
     resamples: int = RESAMPLES
 
 
@@ -108,7 +110,7 @@ def _measured(options: Options, sources: Sequence[Source], until: float) -> tupl
     core, base, tokenizer = experts.open_base(*folders)
     training = Training(
         home=records / "experts", base=folders[1], minutes=options.train_minutes, seed=options.seed,
-        changes=options.training,
+        marks=options.marks, changes=options.training,
     )  # fmt: skip
     plan = Plan(
         parts=options.parts or PARTS, limit=options.limit, questions=options.limit_questions or options.limit,
