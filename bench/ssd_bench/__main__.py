@@ -2,7 +2,7 @@
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
 does with them is its run: `ensemble_run`, `wire_run`, `floor_run`, `acceptance_run`,
-`personalize_run`, `personal.run`, `quality.run`.
+`personalize_run`, `personal.run`, `quality.run`, `ablation.run`.
 """
 
 from __future__ import annotations
@@ -251,6 +251,31 @@ def personal(
         kilobytes=kilobytes, train_minutes=train_minutes, parts=part or (), limit=limit,
         limit_questions=limit_questions, tokens=answer_tokens, passages=passages, seed=seed, max_minutes=max_minutes,
         records=records, out=out, results=results,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
+
+
+@app.command()
+def ablation(
+    data: Annotated[Path, typer.Option(help="Folder that `ssd-cloud data build` made.")],
+    home: Home = None,
+    base: Annotated[str, typer.Option(help="Decoder that every variant starts from.")] = "packaged",
+    batches: Annotated[int, typer.Option(min=1, help="Batches of the usual variant.")] = 80,
+    limit: Annotated[int, typer.Option(min=2, help="Held-out rows.")] = 34,
+    variant: Annotated[list[str] | None, typer.Option(help="A variant by name; repeat it (default: all).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of order, noise and starts.")] = 0,
+    max_minutes: Minutes = None,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    records: Annotated[Path | None, typer.Option(help="Folder of single measurements, continued if it fits.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What each part of the core's training is worth, at equal compute."""
+    from ssd_bench.ablation import run as suite
+
+    options = suite.Options(
+        data=data, home=home or default_home(), base=base, batches=batches, limit=limit, names=variant or (),
+        seed=seed, max_minutes=max_minutes, records=records, out=out, results=results,
     )  # fmt: skip
     _show(suite.run(options), as_json)
 

@@ -41,6 +41,7 @@ class ObjectiveOptions:
         drafted: share of these positions whose logits the model's transition is added to, where it has one.
         kept: share of the unadapted decoder's next-token distribution in the targets of the clean half of text, so
             that the core goes on writing as the decoder does.
+        shift: whether a position is predicted by the state before it, as engines read it; False is for comparisons.
     """
 
     levels: LevelMix = field(default_factory=LevelMix)
@@ -51,6 +52,7 @@ class ObjectiveOptions:
     taught: float = 0.0
     drafted: float = 0.8
     kept: float = 0.0
+    shift: bool = True
 
 
 LOOK_AHEAD = ObjectiveOptions(
@@ -107,10 +109,10 @@ def hidden_states(model: Ssd2Model, batch: Batch, noisy: NoisyInput) -> Tensor:
     return hidden
 
 
-def block_hidden(batch: Batch, hidden: Tensor) -> Tensor:
-    """The hidden states that predict each block position. [R, N, B, H]"""
+def block_hidden(batch: Batch, hidden: Tensor, *, shift: bool = True) -> Tensor:
+    """The states that predict each block position: the one before it, or without the shift its own. [R, N, B, H]"""
     index = query_index(batch.tokens.shape[1], batch.starts.shape[1], batch.block, hidden.device)
-    return hidden[:, index]
+    return hidden[:, index if shift else index + 1]
 
 
 def first_input(model: Ssd2Model, batch: Batch, u: Tensor, generator: torch.Generator) -> NoisyInput:
@@ -204,7 +206,7 @@ def _block_losses(
     generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
     """Losses of the wanted block positions. [number wanted]"""
-    states, targets = block_hidden(batch, hidden)[wanted], truth(batch)[wanted]
+    states, targets = block_hidden(batch, hidden, shift=options.shift)[wanted], truth(batch)[wanted]
     blind = _nothing_to_the_right(u)
     # The first position is no draft: the anchor predicts it with everything before it in sight.
     draft = (blind & (u.roll(1, dims=-1) > 0) & (torch.arange(batch.block, device=u.device) > 0))[wanted]
