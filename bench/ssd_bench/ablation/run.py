@@ -222,8 +222,8 @@ def _words() -> str:
     return (
         "The first line is the usual variant's own values; the others are differences from it, bold where one is "
         "better and its interval clear of zero. Losses are better when lower, tokens a pass and the right side's gain "
-        "when higher. Tokens a pass are expected ones with up to 5 drafts and true text before each, for texts of people, "
-        "whose next word is harder to foresee than a model's own."
+        "when higher. Tokens a pass are expected ones with up to 5 drafts and true text before each, for texts of "
+        "people, whose next word is harder to foresee than a model's own."
     )
 
 
