@@ -32,7 +32,7 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training import checkpoint
 from ssd_diffusion.training.data import Batch, Rows
 from ssd_diffusion.training.objective import ObjectiveOptions, batch_loss
-from ssd_diffusion.training.precision import Precision, autocast
+from ssd_diffusion.training.precision import Precision, autocast, frozen_in_half
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,33 +153,10 @@ def train(
         raise TrainingError("nothing of this model is set to be trained; attach an adapter first")
     optimizer = _optimizer(trainable, options)
     run = _resume(options, trainable, optimizer)
+    device = model.w_diff.weight.device
     model.train()
-    saved_s = clock_s = time.monotonic()
-    while (stopped := _stopped(run, options)) is None:
-        rate = _rate(run, options)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        parts = _step(model, rows, options, run.step, list(trainable.values()))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        now_s = time.monotonic()
-        _account(run, options, parts, rate, now_s - clock_s)
-        clock_s = now_s
-        if on_progress is not None:
-            on_progress(run.history[-1])
-        if evaluate is not None and _evaluation_due(run, options):
-            _evaluate(model, evaluate, run, trainable, on_eval)
-            run.elapsed_s += time.monotonic() - clock_s
-            clock_s = time.monotonic()
-        if options.checkpoint_dir is not None and clock_s - saved_s >= options.checkpoint_minutes * 60:
-            _save(options.checkpoint_dir, trainable, optimizer, run)
-            saved_s = time.monotonic()
-    if evaluate is not None and (not run.evaluations or run.evaluations[-1].step != run.step):
-        _evaluate(model, evaluate, run, trainable, on_eval)
-    if options.checkpoint_dir is not None:
-        _save(options.checkpoint_dir, trainable, optimizer, run)
-    if run.best is not None:
-        _put(trainable, run.best)
+    with frozen_in_half(model, options.precision, device):
+        stopped = _train(model, rows, options, run, optimizer, trainable, _Told(on_progress, evaluate, on_eval))
     model.eval()
     best = min(run.evaluations, key=lambda e: e.score, default=None)
     return TrainReport(
@@ -191,6 +168,51 @@ def train(
         evaluations=tuple(run.evaluations),
         best_step=None if best is None else best.step,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Whom the loop calls; see `train`."""
+
+    on_progress: Callable[[Progress], None] | None
+    evaluate: Callable[[Ssd2Model], float] | None
+    on_eval: Callable[[Evaluation], None] | None
+
+
+def _train(
+    model: Ssd2Model, rows: Rows, options: TrainOptions, run: _Run, optimizer: torch.optim.Optimizer,
+    trainable: dict[str, nn.Parameter], told: _Told,
+) -> str:  # fmt: skip
+    """The loop itself; ends with the best weights in place. Returns why it stopped."""
+    device = model.w_diff.weight.device
+    saved_s = clock_s = time.monotonic()
+    while (stopped := _stopped(run, options)) is None:
+        rate = _rate(run, options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        parts = _step(model, rows, options, run.step, list(trainable.values()))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        now_s = time.monotonic()
+        _account(run, options, parts, rate, now_s - clock_s)
+        clock_s = now_s
+        if told.on_progress is not None:
+            with autocast(options.precision, device):  # whoever is told may look at the model
+                told.on_progress(run.history[-1])
+        if told.evaluate is not None and _evaluation_due(run, options):
+            _evaluate(model, options, told, run, trainable)
+            run.elapsed_s += time.monotonic() - clock_s
+            clock_s = time.monotonic()
+        if options.checkpoint_dir is not None and clock_s - saved_s >= options.checkpoint_minutes * 60:
+            _save(options.checkpoint_dir, trainable, optimizer, run)
+            saved_s = time.monotonic()
+    if told.evaluate is not None and (not run.evaluations or run.evaluations[-1].step != run.step):
+        _evaluate(model, options, told, run, trainable)
+    if options.checkpoint_dir is not None:
+        _save(options.checkpoint_dir, trainable, optimizer, run)
+    if run.best is not None:
+        _put(trainable, run.best)
+    return stopped
 
 
 def _optimizer(trainable: dict[str, nn.Parameter], options: TrainOptions) -> torch.optim.AdamW:
@@ -294,18 +316,20 @@ def _evaluation_due(run: _Run, options: TrainOptions) -> bool:
 
 
 def _evaluate(
-    model: Ssd2Model, evaluate: Callable[[Ssd2Model], float], run: _Run, trainable: dict[str, nn.Parameter],
-    on_eval: Callable[[Evaluation], None] | None,
-) -> None:  # fmt: skip
+    model: Ssd2Model, options: TrainOptions, told: _Told, run: _Run, trainable: dict[str, nn.Parameter]
+) -> None:
+    if told.evaluate is None:
+        return
     model.eval()
-    score = float(evaluate(model))
+    with autocast(options.precision, model.w_diff.weight.device):
+        score = float(told.evaluate(model))
     model.train()
     better = all(score < e.score for e in run.evaluations)
     if better:
         run.best = {name: p.detach().clone() for name, p in trainable.items()}
     run.evaluations.append(Evaluation(run.step, run.elapsed_s, score, better))
-    if on_eval is not None:
-        on_eval(run.evaluations[-1])
+    if told.on_eval is not None:
+        told.on_eval(run.evaluations[-1])
 
 
 def _save(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, run: _Run) -> None:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
+from ssd_diffusion.training.attention import blocks_of, one_pass
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.lora import without_adapter
 from ssd_diffusion.training.loss import Teaching, token_losses
 from ssd_diffusion.training.noise import LevelMix, noised_embedding, preceding_levels, sample_levels
-from ssd_diffusion.training.onepass import layout, query_index
+from ssd_diffusion.training.onepass import position_ids, query_index
 
 _CHUNK = 128
 
@@ -104,9 +105,9 @@ def hidden_states(model: Ssd2Model, batch: Batch, noisy: NoisyInput) -> Tensor:
     window = model.embed_window(tokens, noisy.u, noisy.noised, noisy.conditioning)
     part = torch.cat([model.embed_clean(anchors)[:, :, None], window], dim=2)
     inputs = torch.cat([model.embed(batch.tokens), part.reshape(rows, blocks * (batch.block + 1), -1)], dim=1)
-    arranged = layout(batch.tokens.shape[1], batch.starts, noisy.u)
-    hidden, _ = model.forward_pass(inputs, arranged.position_ids, arranged.allowed, keep=False)
-    return hidden
+    length = batch.tokens.shape[1]
+    places = position_ids(length, batch.starts, batch.block)
+    return one_pass(model, inputs, places, blocks_of(length, batch.starts, noisy.u))
 
 
 def block_hidden(batch: Batch, hidden: Tensor, *, shift: bool = True) -> Tensor:

@@ -2,7 +2,8 @@
 
 The clean half is token-causal, as in pretraining. Block j of the noisy half is B + 1 queries, a copy of its anchor and
 its B positions; it reads the clean positions strictly before its anchor, and itself by the rule of the window
-(positions at u = 1 are hidden from the others). Exactly what the engine computes block by block.
+(positions at u = 1 are hidden from the others). Exactly what the engine computes block by block. `layout` is the
+definition; training computes the same without the closed pairs (`attention`).
 
 Knows nothing about noise, losses or networks.
 """
@@ -41,8 +42,6 @@ def layout(length: int, starts: Tensor, u: Tensor) -> Layout:
     device = starts.device
     used = starts >= 1
     anchor = torch.where(used, starts - 1, 0)
-    noisy_positions = anchor[..., None] + torch.arange(width, device=device)
-    clean_positions = torch.arange(length, device=device).expand(rows, -1)
     allowed = torch.zeros(rows, length + blocks * width, length + blocks * width, dtype=torch.bool, device=device)
     allowed[:, :length, :length] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     before = torch.arange(length, device=device) < torch.where(used, anchor, 0)[..., None]
@@ -53,7 +52,15 @@ def layout(length: int, starts: Tensor, u: Tensor) -> Layout:
     same = block_of[:, None] == block_of[None, :]
     own = torch.eye(blocks * width, dtype=torch.bool, device=device)
     allowed[:, length:, length:] = (same & shown[:, None, :]) | own
-    return Layout(torch.cat([clean_positions, noisy_positions.flatten(1)], dim=1), allowed)
+    return Layout(position_ids(length, starts, u.shape[-1]), allowed)
+
+
+def position_ids(length: int, starts: Tensor, block: int) -> Tensor:
+    """Positions of the clean tokens, then of every block's anchor and its `block` positions. [R, Q]"""
+    anchor = torch.where(starts >= 1, starts - 1, 0)
+    noisy = anchor[..., None] + torch.arange(block + 1, device=starts.device)
+    clean = torch.arange(length, device=starts.device).expand(len(starts), -1)
+    return torch.cat([clean, noisy.flatten(1)], dim=1)
 
 
 def query_index(length: int, blocks: int, block: int, device: torch.device) -> Tensor:

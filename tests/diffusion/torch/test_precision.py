@@ -14,7 +14,7 @@ from ssd_diffusion.training.data import PackedRows
 from ssd_diffusion.training.loop import TrainOptions, train
 from ssd_diffusion.training.noise import noised_embedding
 from ssd_diffusion.training.objective import ObjectiveOptions, batch_loss
-from ssd_diffusion.training.precision import autocast, cpu_has_bf16, resolve
+from ssd_diffusion.training.precision import autocast, cpu_has_bf16, frozen_in_half, resolve
 
 CPU = torch.device("cpu")
 
@@ -81,3 +81,42 @@ def test_the_noised_embedding_keeps_its_dtype() -> None:
         got = noised_embedding(torch.arange(4), torch.full((4,), 0.4), table, generator)
     assert got.dtype == torch.float32
     assert bool(got.any())
+
+
+def test_frozen_weights_are_halved_only_where_nothing_is_lost(
+    make_model: Callable[..., Ssd2Model], family: str
+) -> None:
+    model = make_model(family, learned=0.3).bfloat16().float()
+    lora.attach(model, lora.LoraOptions(rank=4, alpha=8))
+    odd = next(p for n, p in model.named_parameters() if "lora_" not in n and not p.requires_grad and p.ndim == 2)
+    odd.data[0, 0] = 1.0 + 2.0**-12
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with frozen_in_half(model, "bf16", CPU):
+        kinds = {name: p.dtype for name, p in model.named_parameters()}
+        assert odd.dtype == torch.float32
+        assert all(kinds[n] == torch.float32 for n, p in model.named_parameters() if p.requires_grad)
+        assert sum(kind == torch.bfloat16 for kind in kinds.values()) > len(kinds) / 3
+        with autocast("bf16", CPU):
+            batch_loss(model, rows().batch(0), ObjectiveOptions(conditioned=1.0), (4,)).loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter.detach(), before[name]), name
+    with frozen_in_half(model, "fp32", CPU):
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_who_watches_training_may_use_the_model(make_model: Callable[..., Ssd2Model], family: str) -> None:
+    model = make_model(family, learned=0.3).bfloat16().float()
+    lora.attach(model, lora.LoraOptions(rank=4, alpha=8))
+    seen: list[float] = []
+
+    def look(_: object) -> None:
+        batch = rows().batch(9)
+        seen.append(batch_loss(model, batch, ObjectiveOptions(conditioned=0.0), (1,)).noisy)
+
+    report = train(
+        model, rows(), TrainOptions(steps=2, precision="bf16", eval_steps=1), on_progress=look,
+        evaluate=lambda m: batch_loss(m, rows().batch(8), ObjectiveOptions(conditioned=0.0), (1,)).noisy,
+    )  # fmt: skip
+    assert len(seen) == len(report.evaluations) == 2
+    assert np.isfinite(seen).all()

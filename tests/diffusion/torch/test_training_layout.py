@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.models.engine import TorchEngine
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.schedule import alpha_bar
+from ssd_diffusion.training import attention
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.loss import token_losses
 from ssd_diffusion.training.noise import (
@@ -21,7 +23,7 @@ from ssd_diffusion.training.noise import (
     sample_levels,
 )
 from ssd_diffusion.training.objective import NoisyInput, block_hidden, hidden_states
-from ssd_diffusion.training.onepass import layout
+from ssd_diffusion.training.onepass import layout, position_ids
 from ssd_diffusion.window import Window
 from ssd_kernels.simplex import renoise_embed
 from ssd_kernels.types import TokenSets
@@ -193,3 +195,27 @@ def test_frozen_head_loss_equals_plain_cross_entropy() -> None:
         assert hidden.grad is not None
         grads.append(hidden.grad.numpy())
     np.testing.assert_allclose(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_attention_without_the_closed_pairs_is_the_layouts(make_model: Make, family: str) -> None:
+    """States and gradients equal those under the dense mask, for rows with missing blocks and every kind of level."""
+    model = make_model(family).float()
+    torch.manual_seed(0)
+    starts = torch.tensor([[1, 7, 9, -1], [3, 5, 20, 12]])
+    length, block = 30, 5
+    u = torch.rand(2, 4, block)
+    u[0, 0], u[1, 1, :2] = 1.0, 0.0
+    arranged = layout(length, starts, u)
+    inputs = torch.randn(2, length + 4 * (block + 1), model.hidden_size, requires_grad=True)
+    weights = torch.randn_like(inputs)
+    held = model.causal.config._attn_implementation  # type: ignore[union-attr]
+    dense, _ = model.forward_pass(inputs, arranged.position_ids, arranged.allowed, keep=False)
+    (wanted,) = torch.autograd.grad((dense * weights).sum(), inputs)
+    found = attention.one_pass(
+        model, inputs, position_ids(length, starts, block), attention.blocks_of(length, starts, u)
+    )
+    (slope,) = torch.autograd.grad((found * weights).sum(), inputs)
+    torch.testing.assert_close(found, dense, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slope, wanted, rtol=1e-4, atol=1e-4)
+    assert model.causal.config._attn_implementation == held  # type: ignore[union-attr]
