@@ -69,4 +69,4 @@ def run(options: Options) -> Outcome:
         "steps": suite.as_json(steps),
     }  # fmt: skip
     outcome = Outcome(content, suite.markdown(steps, head))
-    return publish(outcome, options.out / "training-speed.md", rows=[suite.result_row(steps)], results=options.results)
+    return publish(outcome, options.out / "training-speed.md", rows=suite.result_rows(steps), results=options.results)
