@@ -25,8 +25,8 @@ from ssd_bench.personal.sentences import Sentences
 from ssd_bench.text import contains
 
 KEY = ("question", "system", "how")
-BATCH, WIDTH = 8, 4
-"""Answers at once, and rows of a pass."""
+BATCH, WIDTH = 16, 4
+"""Answers at once, and rows of a pass; only rows of about one length share a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,10 @@ def measure(
     A record is {question, system, how, asked, reference, said, right}.
     """
     engines = _Engines(trio)
-    for first in range(0, len(questions), BATCH):
-        batch = questions[first : first + BATCH]
+    lengths = {q.id: len(_contexts(trio, WRITERS[0], q, settings).expert_ids) for q in questions}
+    ordered = sorted(questions, key=lambda q: (lengths[q.id], q.id))
+    for first in range(0, len(ordered), BATCH):
+        batch = ordered[first : first + BATCH]
         for system in WRITERS:
             how = settings.how(system)
             waiting = [q for q in batch if records.get(q.id, system.name, how) is None]
