@@ -6,6 +6,7 @@ import json
 
 import pytest
 from ssd_bench import __main__ as cli
+from ssd_bench import machine
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -36,6 +37,11 @@ def test_wire_on_synthetic_logits(monkeypatch, capsys, tmp_path):
         (("wire", "--synthetic-only", "--codec", "morse"), 2, "morse"),
         (("wire", "--synthetic-only", "--passes", "0"), 2, "nothing is left"),
         (("wire", "--passes", "-1"), 2, "passes"),
+        (("personal",), 2, "give --set"),
+        (("personal", "--set", "docs=nowhere"), 2, "nowhere is not a folder"),
+        (("personal", "--set", "docs=.", "--part", "recall"), 2, "choose of heldout"),
+        (("personal", "--set", "docs=.", "--train-minutes", "0"), 2, "train-minutes"),
+        (("personal", "--set", "docs=.", "--limit", "1"), 2, "limit"),
     ],
 )
 def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, code, words):
@@ -54,3 +60,9 @@ def test_no_suite_runs_them_in_turn(monkeypatch, capsys):
     code, _ = run(monkeypatch, capsys)
     assert code == 0
     assert called == [("wire", {}), ("acceptance", {}), ("ensemble", {"max_minutes": cli.WHOLE_MINUTES})]
+
+
+def test_a_reports_command_names_no_folder_of_this_machine(monkeypatch):
+    said = ("ssd_bench", "personal", "--set", "bank=/data/sets/bank", "--core", "/data/models/big", "--out=/data/docs")
+    monkeypatch.setattr("sys.argv", list(said))
+    assert machine.command() == "python -m ssd_bench personal --set bank=bank --core big"

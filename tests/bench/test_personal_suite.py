@@ -26,6 +26,7 @@ from ssd_diffusion.scores import s3
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.evaluate import block_losses, next_token_losses
+from ssd_kernels.combine import fuse
 
 TOPICS = ("boats", "keys", "invoices", "pumps", "gardens", "letters", "engines", "stores", "ropes", "lamps")
 
@@ -102,6 +103,20 @@ def test_one_pass_reads_the_chain_the_twin_and_noisy_blocks(tiny, tokenizer):
     torch.testing.assert_close(
         _nats(found.logits("s2"), reading.truth(target, "s2")), block_losses(tiny, batch, u, 3).flatten()
     )
+
+
+def test_weights_are_scored_as_the_ensemble_fuses(tiny, tiny_folders, tokenizer):
+    ids = tokenizer.encode("High water is at nine, and the boat leaves a quarter of an hour before that, most days.")
+    core = Reading(tiny, ids[:10], ids[20:30]).logits("s1")
+    other = folders.load(tiny_folders[1])[0]
+    private, public = (Reading(other, ids[first:20], ids[20:30]).logits("s1") for first in (0, 10))
+    pairs = [heldout.CORE, heldout.EXPERT, (0.4, 0.0), (0.4, 0.5), (0.9, 1.0)]
+    found = weights.of_truth(core, private, public, ids[20:30], pairs)
+    for lam, alpha in pairs:
+        rows = [part.numpy() for part in (core, private, public)]
+        fused = fuse(*rows, lam=lam, alpha=alpha)[np.arange(10), ids[20:30]]
+        np.testing.assert_allclose(found[lam, alpha].numpy(), fused, atol=1e-4)
+    assert len({round(float(rows.sum()), 3) for rows in found.values()}) == len(pairs)
 
 
 def _nats(logits, target):

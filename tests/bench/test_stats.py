@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ssd_bench.stats import bootstrap, paired_bootstrap, wilson
+from ssd_bench.stats import bootstrap, mcnemar, paired_bootstrap, wilson
 
 
 def test_wilson_known_values():
@@ -63,3 +63,13 @@ def test_bad_input():
     for call in (lambda: bootstrap([]), lambda: bootstrap([1.0], [0.0]), lambda: paired_bootstrap([1.0], [1.0, 2.0])):
         with pytest.raises(ValueError):
             call()
+
+
+def test_mcnemar_counts_the_pairs_that_differ():
+    ours = [True] * 8 + [False] + [True] * 5 + [False] * 5
+    theirs = [False] * 8 + [True] + [True] * 5 + [False] * 5
+    assert mcnemar(ours, theirs) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert mcnemar(theirs, ours) == mcnemar(ours, theirs)
+    assert mcnemar(ours, ours) == 1.0
+    with pytest.raises(ValueError, match="shorter"):
+        mcnemar(ours, theirs[:-1])

@@ -57,7 +57,8 @@ def markdown(report: Report) -> str:
     head = "# Personalization that shows\n\n" + origin(
         machine.command(), machine.describe(), seconds=report.seconds, note=report.about
     )
-    parts = [head, _intro(), "## Conclusions", *(f"- {line}" for line in sentences(report.results, report.pooled))]
+    told = "\n".join(f"- {line}" for line in sentences(report.results, report.pooled))
+    parts = [head, _intro(), f"## Conclusions\n\n{told}" if told else ""]
     parts += [_overview(report.results), _sweeps(report), _curves(report)]
     for result in report.results:
         parts += [f"## {result.name}", _counts(result), _heldout(result), _cloze(result), _answers(result)]
