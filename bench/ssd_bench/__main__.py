@@ -110,10 +110,10 @@ def wire(
 
 @app.command()
 def floor(
-    data: Annotated[Path, typer.Option(help="Folder of *-train.jsonl and *-heldout.jsonl; see ssd_cloud.data_public.")],
+    data: Annotated[Path, typer.Option(help="Folder that `ssd-cloud data build` made.")],
     home: Home = None,
     core: Core = "packaged",
-    documents: Annotated[int, typer.Option(min=1, help="Held-out documents of each corpus.")] = 40,
+    documents: Annotated[int, typer.Option(min=1, help="Held-out documents of each source.")] = 8,
     order: Annotated[int, typer.Option(min=1, max=7, help="Longest n-gram.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the choice of spans.")] = 0,
     out: Out = Path("docs"),
@@ -158,14 +158,15 @@ def acceptance(
 
 @app.command()
 def quality(
-    data: Annotated[Path, typer.Option(help="Folder of *-train.jsonl and *-heldout.jsonl; see ssd_cloud.data_public.")],
+    data: Annotated[Path, typer.Option(help="Folder that `ssd-cloud data build` made.")],
     home: Home = None,
     core: Core = "packaged",
     base: Annotated[
         str | None, typer.Option(help="The decoder that the core came from; by default the packaged one, unadapted.")
     ] = None,
     pairs: Annotated[
-        list[Path] | None, typer.Option(help="Held-out conversations, JSON lines with messages; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="Held-out conversations, JSON lines with messages; by default those of --data."),
     ] = None,
     part: Annotated[
         list[str] | None,
@@ -224,7 +225,7 @@ def personal(
     home: Home = None,
     core: Core = "packaged",
     base: Annotated[str, typer.Option(help="Model folder or name that experts start from.")] = "packaged",
-    kilobytes: Annotated[int, typer.Option(min=1, help="Text of a set, at most.")] = 200,
+    kilobytes: Annotated[int, typer.Option(min=1, help="Text of a set to learn from, at most.")] = 200,
     train_minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of training of each expert.")] = 4.5,
     part: Annotated[
         list[str] | None,

@@ -47,7 +47,7 @@ _YES = {"true", "false", "yes", "no"}
 _EMPTY = {
     "type", "kind", "form", "set", "part", "concept", "process", "idea", "term", "name", "group", "number", "ability",
     "place", "thing", "topic", "collection", "way", "entity", "member", "remote", "act", "one", "field", "result",
-    "system", "state", "branch", "method", "piece", "body", "area", "quality",
+    "system", "state", "branch", "method", "piece", "body", "area", "quality", "genus", "series", "small", "large",
 }  # fmt: skip
 """Nouns that say nothing of what a thing is."""
 _LONGEST_ARTICLE = 2500

@@ -36,7 +36,7 @@ class Options:
         home: folder of models.
         core: model folder or name of the core.
         base: model folder or name that experts start from.
-        kilobytes: text of a set, at most.
+        kilobytes: text of a set to learn from, at most.
         train_minutes: of each expert.
         parts: which of PARTS; empty for all.
         limit: items of each part, at most.
@@ -127,7 +127,7 @@ def _measured(options: Options, sources: Sequence[Source], until: float) -> tupl
         found.append(one_set.measure(source, split, trio, plan, records / "sets" / source.name))
     about = (
         f"Core {core.spec.model_id}, experts on {base.spec.model_id}, {options.train_minutes:g} minutes of training "
-        f"at most, {options.kilobytes} kB of text a set at most, seed {options.seed}."
+        f"at most, {options.kilobytes} kB of text to learn from a set at most, seed {options.seed}."
     )
     return about, [one for one in found if any(done for done, _ in one.result.counts.values())]
 

@@ -11,7 +11,6 @@ Knows nothing about models.
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ import numpy as np
 from ssd_client.documents import Document, dedupe, ingest
 from ssd_client.store import check_name
 
-HELD_SHARE = 0.25
-"""Share of the chosen files that is kept out of training; a third of them validates, the others are the test."""
+HELD_SHARE, MOST_HELD = 0.25, 36
+"""Share and number of the files that are kept out of training; a third validates, the others are the test."""
 LEAST_FILES = 8
 
 
@@ -98,13 +97,13 @@ def _by_name(values: Sequence[str], flag: str, form: str) -> dict[str, Path]:
 
 
 def split(source: Source, work: Path, *, kilobytes: int, seed: int) -> Split:
-    """Read a set, choose files by seed until they hold so much text, and cut them.
+    """Read a set, keep some files out of it by seed, and take of the others what is to be learned from.
 
     Args:
         source: the set.
         work: folder for what was read and for the copy of the files to learn from; made when missing.
-        kilobytes: text of the chosen files, at most (one file more where it crosses the line).
-        seed: of order and choice.
+        kilobytes: text to learn from, at most (one file more where it crosses the line).
+        seed: of the choice.
 
     Raises:
         ValueError: too few files.
@@ -115,30 +114,20 @@ def split(source: Source, work: Path, *, kilobytes: int, seed: int) -> Split:
     by_file: dict[str, list[Document]] = {}
     for document in documents:
         by_file.setdefault(document.path.split("#")[0], []).append(document)
-    chosen = _chosen(by_file, kilobytes, seed)
-    if len(chosen) < LEAST_FILES:
+    if len(by_file) < LEAST_FILES:
         raise ValueError(
-            f"the set {source.name!r} has {len(chosen)} files that can be read; "
-            f"give a folder of at least {LEAST_FILES}, or more --kilobytes"
+            f"the set {source.name!r} has {len(by_file)} files that can be read; give at least {LEAST_FILES}"
         )
-    held = max(2, round(HELD_SHARE * len(chosen)))
-    validating = max(1, held // 3)
-    kinds = [chosen[held:], chosen[:validating], chosen[validating:held]]
-    train, validation, test = (tuple(d for name in names for d in by_file[name]) for names in kinds)
+    held = max(2, min(MOST_HELD, round(HELD_SHARE * len(by_file))))
+    names = [sorted(by_file)[i] for i in np.random.default_rng(seed).permutation(len(by_file)).tolist()]
+    sizes = [sum(len(d.text.encode()) for d in by_file[name]) for name in names[held:]]
+    before = np.cumsum([0, *sizes])[:-1]
+    learned = [name for name, size in zip(names[held:], before.tolist(), strict=True) if size < 1000 * kilobytes]
+    kinds = [learned, names[: max(1, held // 3)], names[max(1, held // 3) : held]]
+    train, validation, test = (tuple(d for name in kind for d in by_file[name]) for kind in kinds)
     digest = _digest(train, validation, test)
     folder = _copied(source.folder, work / f"train-{digest}", kinds[0])
-    return Split(source.name, folder, train, validation, test, digest, len(by_file) - len(chosen))
-
-
-def _chosen(by_file: dict[str, list[Document]], kilobytes: int, seed: int) -> list[str]:
-    names, size = sorted(by_file), 0
-    chosen: list[str] = []
-    for i in np.random.default_rng(seed).permutation(len(names)).tolist():
-        if size >= 1000 * kilobytes:
-            break
-        chosen.append(names[i])
-        size += sum(len(d.text.encode()) for d in by_file[names[i]])
-    return chosen
+    return Split(source.name, folder, train, validation, test, digest, len(by_file) - held - len(learned))
 
 
 def _digest(*parts: Sequence[Document]) -> str:
@@ -166,8 +155,3 @@ def _copied(source: Path, target: Path, names: Sequence[str]) -> Path:
 def spread(seed: int, count: int, limit: int) -> list[int]:
     """At most `limit` of `count` places in an order that follows from the seed, fewer being the first of more."""
     return [int(i) for i in np.random.default_rng(seed).permutation(count)[: min(limit, count)]]
-
-
-def share_of(limit: int, share: float) -> int:
-    """A share of a limit, at least one."""
-    return max(1, math.ceil(share * limit))
