@@ -7,8 +7,7 @@ normalised distribution over sequences, so the three may be compared (a denoisin
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from ssd_diffusion.ensemble import Ensemble, Weights
 from ssd_diffusion.members import EngineMember
 from ssd_diffusion.scores import s1, s1_autoregressive
 from ssd_diffusion.tokenizer import Tokenizer
-from ssd_kernels.types import F64, I32, I64
+from ssd_kernels.types import F64, I32
 
 from ssd_bench.kneser_ney import KneserNey
 
@@ -53,30 +52,6 @@ class SpanScore:
     source: str
     size_bytes: int
     nats: dict[str, float]
-
-
-def read_corpus(path: Path) -> list[str]:
-    """Texts of JSON lines {text: ...}.
-
-    Raises:
-        ValueError: the file is missing or holds no texts.
-    """
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [str(row["text"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} holds no texts ({error}); write them with: python -m ssd_cloud.data_public OUT"
-        ) from error
-    if not texts:
-        raise ValueError(f"{path} holds no texts; write them with: python -m ssd_cloud.data_public OUT")
-    return texts
-
-
-def stream(tokenizer: Tokenizer, texts: Iterable[str]) -> I64:
-    """Documents one after the other, each after an end token. [n]"""
-    end = np.array([tokenizer.eos_ids[0] if tokenizer.eos_ids else 0], np.int64)
-    return np.concatenate([part for text in texts for part in (end, tokenizer.encode(text).astype(np.int64))])
 
 
 def spans(tokenizer: Tokenizer, source: str, texts: Sequence[str], *, count: int, seed: int) -> list[Span]:

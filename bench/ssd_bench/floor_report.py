@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssd_bench import machine, stats
+from ssd_bench.corpora import TRAINING_TOKENS
 from ssd_bench.floor import ADAPTED, BASE, CONTEXT, MODELS, NGRAM, SPAN, SpanScore, per_byte
 from ssd_bench.report import origin, table
 from ssd_bench.results import Row
@@ -33,10 +34,10 @@ def markdown(scores: Sequence[SpanScore], *, about: str, seconds: float, train_t
     )
     intro = (
         f"Nats a byte on held-out documents: spans of {SPAN} tokens after up to {CONTEXT} tokens of context. The "
-        f"5-gram (modified Kneser-Ney, same tokenizer) is trained on the adapter's own training text, {train_tokens:,} "
-        "tokens; the base is the packaged decoder without the adapter. S1 reads the adapted model at the first open "
-        "position with everything after it pure noise. Lower is better; 95% bootstrap over documents. "
-        "`python -m ssd_cloud.data_public data` makes the texts from public packages."
+        f"5-gram (modified Kneser-Ney, same tokenizer) is counted on {train_tokens:,} tokens of the training text, as "
+        f"many of each source up to {TRAINING_TOKENS:,}; the base is the packaged decoder without the adapter. S1 "
+        "reads the adapted model at the first open position with everything after it pure noise. Lower is better; 95% "
+        "bootstrap over documents. `ssd-cloud data build data` makes the texts from public packages."
     )
     rows = [[source, *(str(found[source][m]) for m in MODELS), found[source][ADAPTED].n] for source in found]
     gaps = []
@@ -45,7 +46,7 @@ def markdown(scores: Sequence[SpanScore], *, about: str, seconds: float, train_t
         gap = paired_bootstrap(ours, per_byte(scores, other)[0], size)
         gaps.append([f"S1 less {other}", str(gap), f"{found[ALL][ADAPTED].value / found[ALL][other].value:.3f}"])
     return "\n\n".join([
-        head, intro, table(["corpus", *MODELS, "documents"], rows), table(["paired", "nats a byte", "ratio"], gaps),
+        head, intro, table(["source", *MODELS, "documents"], rows), table(["paired", "nats a byte", "ratio"], gaps),
     ]) + "\n"  # fmt: skip
 
 

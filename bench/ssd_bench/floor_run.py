@@ -12,6 +12,7 @@ from pathlib import Path
 from ssd_cloud.models import load, resolve
 from ssd_diffusion.tokenizer import Tokenizer
 
+from ssd_bench import corpora
 from ssd_bench import floor as suite
 from ssd_bench import floor_report as report
 from ssd_bench.console import console, progress
@@ -24,10 +25,10 @@ class Options:
     """What to run on, how much of it, and where the reports go.
 
     Attributes:
-        data: folder of *-train.jsonl and *-heldout.jsonl.
+        data: folder that `ssd-cloud data build` made.
         home: folder of models.
         core: model folder or name.
-        documents: held-out documents of each corpus.
+        documents: held-out documents of each source.
         order: longest n-gram.
         seed: of the choice of spans.
         out: folder for the reports.
@@ -52,17 +53,12 @@ def run(options: Options) -> Outcome:
         ValueError: no data, or data that cannot be read.
     """
     started = time.monotonic()
-    names = sorted(path.name.removesuffix("-heldout.jsonl") for path in options.data.glob("*-heldout.jsonl"))
-    if not names:
-        raise ValueError(
-            f"{options.data} holds no *-heldout.jsonl; write them with: python -m ssd_cloud.data_public OUT"
-        )
+    corpora.digests(options.data, "train")  # what is missing shows now
     folder = resolve(options.core, options.home)
     tokenizer = Tokenizer.load(folder)
     console.print("counting n-grams ...")
-    texts = [t for n in names for t in suite.read_corpus(options.data / f"{n}-train.jsonl")]
-    train = suite.stream(tokenizer, texts)
-    chosen = _spans(tokenizer, names, options)
+    train = corpora.training_stream(tokenizer, options.data)
+    chosen = _spans(tokenizer, options)
     ngram = KneserNey(train, vocab=tokenizer.vocab, order=options.order)
     base = suite.base_scorer(options.home)
     engine = load(folder, slots=1, batch_width=1, threads=None)
@@ -77,13 +73,12 @@ def run(options: Options) -> Outcome:
     )  # fmt: skip
 
 
-def _spans(tokenizer: Tokenizer, names: list[str], options: Options) -> list[suite.Span]:
-    """The spans to score, of every corpus as many."""
+def _spans(tokenizer: Tokenizer, options: Options) -> list[suite.Span]:
+    """The spans to score, of every source as many."""
     return [
         span
-        for name in names
+        for name in corpora.names(options.data)
         for span in suite.spans(
-            tokenizer, name, suite.read_corpus(options.data / f"{name}-heldout.jsonl"),
-            count=options.documents, seed=options.seed,
+            tokenizer, name, corpora.texts(options.data, "heldout", name), count=options.documents, seed=options.seed
         )
-    ]  # fmt: skip
+    ]

@@ -33,7 +33,7 @@ def test_wire_on_synthetic_logits(monkeypatch, capsys, tmp_path):
     ("arguments", "code", "words"),
     [
         (("ensemble", "--examples", "nowhere"), 2, "no questions"),
-        (("floor", "--data", "nowhere"), 2, "data_public"),
+        (("floor", "--data", "nowhere"), 2, "data build"),
         (("wire", "--synthetic-only", "--codec", "morse"), 2, "morse"),
         (("wire", "--synthetic-only", "--passes", "0"), 2, "nothing is left"),
         (("wire", "--passes", "-1"), 2, "passes"),

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from ssd_bench import floor, floor_report
+from ssd_bench import corpora, floor, floor_report
 from ssd_bench.floor import ADAPTED, BASE, MODELS, NGRAM, TWIN, SpanScore
 from ssd_bench.kneser_ney import KneserNey
 from ssd_cloud.models import load
@@ -25,7 +25,7 @@ def plain(tmp_path_factory):
 def test_untrained_models_agree_with_their_base(plain):
     tokenizer = Tokenizer.load(plain)
     chosen = floor.spans(tokenizer, "boats", TEXTS[:2], count=2, seed=0)
-    ngram = KneserNey(floor.stream(tokenizer, TEXTS[2:]), vocab=tokenizer.vocab)
+    ngram = KneserNey(corpora.stream(tokenizer, TEXTS[2:]), vocab=tokenizer.vocab)
     engine, steps = load(plain, slots=1, batch_width=1, threads=None), []
     scores = floor.measure(
         chosen, ngram=ngram, base=floor.causal_scorer(plain), adapted=engine, advance=lambda: steps.append(1)
@@ -57,7 +57,7 @@ def test_spans_count_the_bytes_of_their_text(plain):
 
 def test_stream_separates_documents(plain):
     tokenizer = Tokenizer.load(plain)
-    ids = floor.stream(tokenizer, ["ab", "c"])
+    ids = corpora.stream(tokenizer, ["ab", "c"])
     assert [int(i) for i in ids if i in tokenizer.eos_ids] == [tokenizer.eos_ids[0]] * 2
     assert ids[0] == tokenizer.eos_ids[0]
 
@@ -80,13 +80,3 @@ def test_report_and_rows():
     assert base.ratio == pytest.approx(1 / 1.05)
     assert base.target == pytest.approx(1 / 1.1, abs=1e-4)
     json.dumps(floor_report.to_json(scores, about="", seconds=1, seed=0, train_tokens=1))
-
-
-def test_corpus_files(tmp_path):
-    path = tmp_path / "x-train.jsonl"
-    path.write_text(json.dumps({"text": "one"}) + "\n\n" + json.dumps({"text": "two", "name": "n"}) + "\n")
-    assert floor.read_corpus(path) == ["one", "two"]
-    for content in ("", "{}", "nonsense"):
-        path.write_text(content)
-        with pytest.raises(ValueError, match="no texts"):
-            floor.read_corpus(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,11 +37,12 @@ def folders(tmp_path_factory) -> tuple[Path, Path, Path, Path]:
     core = write_tiny(root / "core", seed=0, vocab=300, learned=0.3)
     base = write_tiny(root / "base", seed=0, vocab=300)
     data = root / "data"
-    data.mkdir()
     for name in ("boats", "keys"):
         texts = [f"The {name} of house {i} are counted on day {i % 5}, says Ms {name.title()}. " * 4 for i in range(14)]
         for part, rows in (("train", texts[:6]), ("heldout", texts[6:])):
-            (data / f"{name}-{part}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in rows))
+            file = data / part / "text" / f"{name}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps({"text": t}) + "\n" for t in rows))
     messages = [
         [{"role": "user", "content": f"Who signs {i}?"}, {"role": "assistant", "content": "Ms Keys signs."}]
         for i in range(4)
@@ -286,7 +288,7 @@ def test_a_whole_run_from_the_shell_and_again(folders, tmp_path):
     [
         (("--part", "poetry"), "no part 'poetry'"),
         (("--part", "answers"), "--pairs"),
-        (("--data", "nowhere"), "data_public"),
+        (("--data", "nowhere"), "data build"),
         (("--part", "answers", "--pairs", "nowhere.jsonl"), "give --pairs JSON lines"),
     ],
 )
@@ -302,11 +304,10 @@ def test_bad_input_is_one_sentence(folders, tmp_path, arguments, words):
 def test_data_without_a_training_half_is_refused(folders, tmp_path):
     core, base, data, _ = folders
     only = tmp_path / "data"
-    only.mkdir()
-    (only / "boats-heldout.jsonl").write_bytes((data / "boats-heldout.jsonl").read_bytes())
+    shutil.copytree(data / "heldout", only / "heldout")
     done = run("--data", only, "--home", tmp_path, "--core", core, "--base", base, "--out", tmp_path)
     assert done.returncode == 2
-    assert "boats-train.jsonl cannot be read" in " ".join(done.stderr.replace("\n", "").split())
+    assert "train/text/boats.jsonl cannot be read" in " ".join(done.stderr.replace("\n", "").split())
 
 
 def test_another_vocabulary_is_refused(folders, tmp_path):

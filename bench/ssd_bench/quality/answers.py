@@ -25,7 +25,7 @@ from ssd_bench.quality.together import decode_together
 from ssd_bench.text import token_f1
 
 KEY = ("pair", "writer")
-MAX_PROMPT, MAX_ANSWER = 448, 64
+MAX_PROMPT, MAX_ANSWER = 640, 64
 WRITERS = ("core", "base")
 _GREEDY = {"temperature": 0.0}
 _SETTINGS = {
@@ -59,9 +59,14 @@ def read_pairs(tokenizer: Tokenizer, paths: Sequence[Path], *, count: int, seed:
     Prompts over MAX_PROMPT and references over MAX_ANSWER tokens are passed over.
 
     Raises:
-        ValueError: a file cannot be read, or holds no such pair.
+        ValueError: a file cannot be read, or none holds such a pair.
     """
     per_file = [_of_file(tokenizer, path, count, [seed, i]) for i, path in enumerate(paths)]
+    if paths and not any(per_file):
+        raise ValueError(
+            f"{paths[0]} holds no pair of at most {MAX_PROMPT} tokens of request and {MAX_ANSWER} of answer; "
+            "give others"
+        )
     return [found[i] for i in range(count) for found in per_file if i < len(found)][:count]
 
 
@@ -81,10 +86,6 @@ def _of_file(tokenizer: Tokenizer, path: Path, count: int, seed: Sequence[int]) 
                 break
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no conversations ({error}); give --pairs JSON lines with `messages`") from error
-    if not found:
-        raise ValueError(
-            f"{path} holds no pair of at most {MAX_PROMPT} tokens of request and {MAX_ANSWER} of answer; give others"
-        )
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ssd_diffusion.training.evaluate import LEVELS
 from ssd_kernels.types import F64
 
-from ssd_bench import floor
+from ssd_bench import corpora, floor
 from ssd_bench.console import progress
 from ssd_bench.lines import JsonRecord, LineFile
 from ssd_bench.quality import corpus, denoising
@@ -37,7 +37,7 @@ class Held:
     Attributes:
         core: the model under measurement.
         base: its autoregressive base.
-        data: folder of *-heldout.jsonl and *-train.jsonl.
+        data: folder that `ssd-cloud data build` made.
         limit: documents, prefixes and pairs at most.
         seed: of every choice and of the noise.
         records: folder of records.
@@ -128,10 +128,8 @@ def _spans(held: Held) -> list[floor.Span]:
     """The floor suite's spans, the corpora by turns, so that fewer are the first of more."""
     tokenizer = held.core.tokenizer
     per_corpus = [
-        floor.spans(
-            tokenizer, name, floor.read_corpus(held.data / f"{name}-heldout.jsonl"), count=held.limit, seed=held.seed
-        )
-        for name in corpus.names(held.data)
+        floor.spans(tokenizer, name, corpora.texts(held.data, "heldout", name), count=held.limit, seed=held.seed)
+        for name in corpora.names(held.data)
     ]
     return [found[i] for i in range(held.limit) for found in per_corpus if i < len(found)][: held.limit]
 

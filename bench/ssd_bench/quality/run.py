@@ -15,8 +15,9 @@ from ssd_client.personalize.encoder_export import ensure_encoder
 from ssd_cloud.models import resolve
 from ssd_diffusion.packaged import ensure
 
+from ssd_bench import corpora
 from ssd_bench.console import console, progress
-from ssd_bench.quality import answers, corpus, likelihoods, plots, report, texts
+from ssd_bench.quality import answers, likelihoods, plots, report, texts
 from ssd_bench.quality.answers import Pair
 from ssd_bench.quality.likelihoods import Held
 from ssd_bench.quality.models import Opened, open_pair
@@ -35,11 +36,11 @@ class Options:
     """What to run on, how much of it, and where the reports go.
 
     Attributes:
-        data: folder of *-train.jsonl and *-heldout.jsonl.
+        data: folder that `ssd-cloud data build` made.
         home: folder of models.
         core: model folder or name.
         base: folder of the decoder that the core came from; None for the packaged one without its adapter.
-        pairs: files of held-out conversations; none leaves the answers out.
+        pairs: files of held-out conversations; those of the data folder where none is given.
         parts: which of PARTS; empty for all.
         few_steps: also the table of quality against passes.
         thousand: also the settings with 1000 steps a block, minutes a text.
@@ -77,6 +78,7 @@ def run(options: Options) -> Outcome:
         ValueError: no such part, no data, or data that cannot be read.
     """
     started = time.monotonic()
+    options = replace(options, pairs=options.pairs or corpora.pairs(options.data))
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
         raise ValueError(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
@@ -96,7 +98,7 @@ def run(options: Options) -> Outcome:
 
 
 def _open(options: Options) -> Held:
-    corpus.digests(options.data, "train")  # the n-gram judge reads them last; what is missing shows now
+    corpora.digests(options.data, "train")  # the n-gram judge reads them last; what is missing shows now
     core = resolve(options.core, options.home)
     base = (
         ensure(options.home / "bench", weights=options.home / "bench" / "no-adapter")
@@ -106,7 +108,7 @@ def _open(options: Options) -> Held:
     opened, plain = open_pair(core, base)
     about = {
         "core": opened.spec.model_id, "base": plain.spec.model_id, "seed": options.seed,
-        "data": corpus.digests(options.data, "heldout"),
+        "data": corpora.digests(options.data, "heldout"),
     }  # fmt: skip
     return Held(
         core=opened, base=plain, data=options.data, limit=options.limit, seed=options.seed,
@@ -160,7 +162,7 @@ def _encoder(home: Path) -> Encoder | None:
 
 def _asked(held: Held, options: Options) -> list[Pair]:
     if not options.pairs:
-        console.print("no --pairs were given, so the answers are left out")
+        console.print("there are no held-out conversations, so the answers are left out")
     return answers.read_pairs(held.core.tokenizer, options.pairs, count=held.limit, seed=held.seed)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ssd_client.index.encoder import Encoder
 from ssd_kernels.types import F32, F64, I32
 
+from ssd_bench import corpora
 from ssd_bench.console import console, progress, progress_by
 from ssd_bench.kneser_ney import KneserNey
 from ssd_bench.lines import LineFile, digest
@@ -121,7 +122,7 @@ def _judge(
     held: Held, found: Mapping[str, Sample], contexts: Mapping[str, I32], spare: Mapping[str, I32]
 ) -> dict[str, dict[str, F64]]:
     """Nats of every text by judge."""
-    records = held.lines("judged", ("text", "judge"), order=ORDER, train=corpus.digests(held.data, "train"))
+    records = held.lines("judged", ("text", "judge"), order=ORDER, train=corpora.digests(held.data, "train"))
     others = list(spare.values())
     work: dict[str, tuple[I32, I32]] = {}
     names: dict[str, list[str]] = {}
@@ -148,7 +149,7 @@ def _judge_of(held: Held, name: str) -> Judge:
         return AutoregressiveJudge(held.base.reading)
     tokenizer = held.core.tokenizer
     console.print("counting n-grams ...")
-    train = corpus.training_stream(tokenizer, held.data)
+    train = corpora.training_stream(tokenizer, held.data)
     return NgramJudge(KneserNey(train, vocab=tokenizer.vocab, order=ORDER))
 
 
