@@ -55,11 +55,12 @@ def _learned(results: Sequence[Result]) -> str:
 
 def _recalled(results: Sequence[Result]) -> str:
     found = _per_set(results, lambda one: one.cloze.get("both after - both before filled"), lower=False)
+    nats = _per_set(results, lambda one: one.cloze.get("both after - both before"), lower=True)
     if not found:
         return ""
     return (
         "**Does it recall facts of the documents that it learned from?** Share of hidden facts that it fills exactly, "
-        f"after less before: {_list(found)}."
+        f"after less before: {_list(found)}. What the true fact costs, nats a token, after less before: {_list(nats)}."
     )
 
 
