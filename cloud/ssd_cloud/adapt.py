@@ -1,12 +1,13 @@
 """Adaptation of a pretrained decoder to block diffusion: from a base and text to a model folder.
 
 OUT becomes a model folder that `ssd-cloud serve --model OUT` takes: the base with its adapter merged, and beside it
-`adapter/` (peft's layout), `training/` (checkpoint, loss.csv), `loss.png` and the held-out scores in `card.json`. A run
-that was killed goes on from `training/`. Knows nothing about the terminal.
+`adapter/` (peft's layout, float16, with a card), `training/` (checkpoint, loss.csv), `loss.png` and the held-out scores
+in `card.json`. A run that was killed goes on from `training/`. Knows nothing about the terminal.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -155,7 +156,7 @@ def _write(
     scores: tuple[Scores | None, Scores | None],
 ) -> None:
     out = options.out
-    lora.save_adapter(wrapped, model, out / "adapter")
+    lora.save_adapter(wrapped, model, out / "adapter", half=True)
     loop.plot(out / "loss.png", report.history)
     model.causal = wrapped.merge_and_unload()
     card = {
@@ -165,8 +166,15 @@ def _write(
         "minutes": round(report.elapsed_s / 60, 1), "data": [path.name for path in options.data],
         "heldout_before": scores[0] and scores[0].as_json(), "heldout_after": scores[1] and scores[1].as_json(),
     }  # fmt: skip
+    _write_adapter_card(out / "adapter", card)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     folder.save(model.cpu().to(dtype), out, name=out.name, tokenizer=source, card=card)
+
+
+def _write_adapter_card(folder_of: Path, card: dict[str, Any]) -> None:
+    """What the adapter is, with the SHA-256 of its files, by which they are checked where an adapter ships."""
+    files = {path.name: packaged.sha256(path) for path in sorted(folder_of.iterdir()) if path.name != folder.CARD_FILE}
+    (folder_of / folder.CARD_FILE).write_text(json.dumps(card | {"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def _from_hub(name: str) -> Path:

@@ -106,14 +106,15 @@ def _check_adapter(weights: Path) -> None:
     """
     try:
         named = json.loads((weights / "card.json").read_text())["files"]
-        wrong = [name for name, digest in named.items() if _sha256(weights / name) != digest]
+        wrong = [name for name, digest in named.items() if sha256(weights / name) != digest]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InvalidModel(f"the adapter in {weights} is not whole ({error}); install ssd2 again") from error
     if wrong:
         raise InvalidModel(f"{weights / wrong[0]} is not the file that its card names; install ssd2 again")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, in hex digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -166,7 +167,7 @@ def _digest(weights: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(weights.glob("*")) if weights.is_dir() else []:
         if path.is_file():
-            digest.update(path.name.encode() + b"\0" + bytes.fromhex(_sha256(path)))
+            digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256(path)))
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ def test_adapted_folder_loads(tmp_path: Path, text: Path, family: str) -> None:
     card = json.loads((made.folder / "card.json").read_text())
     assert card["steps"] == 3
     assert card["heldout_after"]["s1"] == pytest.approx(made.after.s1, abs=1e-3)
-    assert (made.folder / "adapter" / "adapter_model.safetensors").is_file()
+    adapter = made.folder / "adapter"
+    named = json.loads((adapter / "card.json").read_text())["files"]
+    assert {"adapter_model.safetensors", "adapter_config.json", "diffusion.safetensors"} <= named.keys()
+    assert named == {n: hashlib.sha256((adapter / n).read_bytes()).hexdigest() for n in named}
     assert (made.folder / "training" / "loss.csv").read_text().count("\n") == 4
     assert (made.folder / "loss.png").is_file()
     assert stages[0] == "reading the base"
