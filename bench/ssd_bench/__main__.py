@@ -233,7 +233,7 @@ def personal(
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Stretches, hidden facts and questions of a set, at most.")] = 30,
     limit_questions: Annotated[int | None, typer.Option(min=1, help="Questions of a set, if not --limit.")] = None,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 24,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     passages: Annotated[int, typer.Option(min=0, help="Passages of an answer, at most.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every choice and of the noise.")] = 0,
     max_minutes: Minutes = None,

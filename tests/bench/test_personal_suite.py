@@ -13,9 +13,12 @@ import pytest
 import torch
 from ssd_bench import ensemble
 from ssd_bench.personal import answers, asking, cloze, figures, greedy, heldout, reading, recall, run, sets
+from ssd_bench.personal.conclusions import sentences, verdict
 from ssd_bench.personal.reading import Reading
+from ssd_bench.personal.results import Result
 from ssd_bench.personal.sentences import Sentences
 from ssd_bench.quality import denoising
+from ssd_bench.stats import Interval
 from ssd_client.personalize import weights
 from ssd_client.personalize.corpus import Unit
 from ssd_cloud.models import load
@@ -265,9 +268,6 @@ def made_up(part, gain_diffusion, gain_twin, documents=20):
 
 @pytest.mark.parametrize(("diffusion", "twin", "word"), [(0.5, 0.2, "yes"), (0.2, 0.5, "no"), (0.3, 0.3, "not shown")])
 def test_conclusions_follow_the_figures(diffusion, twin, word):
-    from ssd_bench.personal.conclusions import sentences
-    from ssd_bench.personal.results import Result
-
     rows = made_up("test", diffusion, twin)
     choice = figures.choose(made_up("validation", 0.3, 0.3), (0.9, 0.0))
     assert choice.pairs == {"s1": (0.6, 0.5), "next": (0.6, 0.5)}
@@ -287,6 +287,20 @@ def test_conclusions_follow_the_figures(diffusion, twin, word):
     assert "It beats both members, the intervals clear of zero, on: a (" in said
     assert "S1 after less before, nats a token, both with passages: a yes, -0.500" in said
     assert figures.ratios(rows, choice, resamples=200)["before / after"].value == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "p_value", "word"),
+    [
+        (-0.3, -0.1, 20, 0.0, "yes"), (0.1, 0.3, 20, 0.0, "no"), (-0.3, 0.1, 20, 0.0, "not shown"),
+        (-0.3, -0.1, 7, 0.0, "not shown"), (-0.3, -0.1, 20, 0.06, "not shown"),
+    ],
+)  # fmt: skip
+def test_a_verdict_needs_a_clear_interval_enough_units_and_a_small_p(low, high, n, p_value, word):
+    gap = Interval((low + high) / 2, low, high, n)
+    assert verdict(gap, lower_is_better=True, p_value=p_value) == word
+    opposite = {"yes": "no", "no": "yes"}.get(word, word)
+    assert verdict(gap, lower_is_better=False, p_value=p_value) == opposite
 
 
 def test_without_a_validation_part_the_cards_weights_count():

@@ -21,7 +21,7 @@ from ssd_cloud.corpus.facts import about
 
 from ssd_bench.ensemble import Question
 
-_HEADING = re.compile(r"^# (?:Internal: )?(?P<of>[A-Z][\w&()'-]* [\w&()' -]+?): .+", re.M)
+_HEADING = re.compile(r"^# (?:Internal: )?(?P<of>(?!\w+ing )[A-Z][\w&()'-]* [\w&()' -]+?): .+", re.M)
 _BULLET = re.compile(r"^[-*] \**(?P<key>[A-Z][A-Za-z -]{3,40}?)(?:\**:|:\**) +(?P<value>[^\n]{1,40})$", re.M)
 _STATED = re.compile(r"\b(?:[Tt]he|[Aa]n?) (?P<key>[a-z][A-Za-z -]{3,40}?) (?:is|of) (?P<value>[$£€]?\d[^\s;]*)")
 _KEY = re.compile(
@@ -36,7 +36,7 @@ _DEFAULT = re.compile(
 )
 _FROM = re.compile(r"^From: \"?(?P<name>[A-Z][\w.'-]+(?: [A-Z][\w.'-]*)* [A-Z][\w'-]+)\"? <", re.M)
 _SENT = re.compile(r"^Date: (?:\w{3}, )?(?P<date>\d{1,2} \w{3} \d{4})", re.M)
-_SUBJECT = re.compile(r"^Subject: (?P<subject>\S.{3,80})$", re.M)
+_SUBJECT = re.compile(r"^Subject: (?P<subject>\S.{3,40})$", re.M)
 _SUBJECT_OF_TEXT = re.compile(r"(?P<of>(?:An? |The )?[A-Z0-9][^.;:\n]{1,60}?) (?:is|was|are|were) (?:an?|the|one)\b")
 _KIND = re.compile(
     r"(?:is|was|are|were) (?:an?|the|one of the) (?P<kind>[\w' -]+?)"

@@ -1,6 +1,7 @@
 """Plain sentences from the figures: yes, no, or not shown, by how much, with the interval. Knows figures by name.
 
-Yes and no need an interval that is clear of zero; everything else is not shown.
+Yes and no need an interval that is clear of zero, enough units behind it, and for shares McNemar's p below .05 as well;
+everything else is not shown.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from ssd_bench.personal.results import Result
 from ssd_bench.stats import Interval
 
 YES, NO, OPEN = "yes", "no", "not shown"
+LEAST_UNITS = 8
+"""A bootstrap of fewer is too narrow to conclude from."""
+_MOST_P = 0.05
 
 
-def verdict(gap: Interval, *, lower_is_better: bool) -> str:
+def verdict(gap: Interval, *, lower_is_better: bool, p_value: float = 0.0) -> str:
     """What a difference says about its first term being the better one."""
-    if not gap.clear_of_zero:
+    if gap.n < LEAST_UNITS or not gap.clear_of_zero or p_value >= _MOST_P:
         return OPEN
     return YES if (gap.high < 0) == lower_is_better else NO
 
@@ -32,11 +36,15 @@ def sentences(results: Sequence[Result], pooled: Interval | None) -> list[str]:
 
 
 def _per_set(
-    results: Sequence[Result], gap_of: Callable[[Result], Interval | None], *, lower: bool
+    results: Sequence[Result], gap_of: Callable[[Result], Interval | None], *, lower: bool, p_name: str = ""
 ) -> list[tuple[str, str, Interval]]:
-    """(set, verdict, interval) where the figure was measured."""
-    found = ((one.name, gap_of(one)) for one in results)
-    return [(name, verdict(gap, lower_is_better=lower), gap) for name, gap in found if gap is not None]
+    """(set, verdict, interval) where the figure was measured; `p_name` is that of its p-value, if it has one."""
+    found = ((one, gap_of(one)) for one in results)
+    return [
+        (one.name, verdict(gap, lower_is_better=lower, p_value=one.p_values.get(p_name, 0.0)), gap)
+        for one, gap in found
+        if gap is not None
+    ]
 
 
 def _list(found: Sequence[tuple[str, str, Interval]]) -> str:
@@ -54,8 +62,9 @@ def _learned(results: Sequence[Result]) -> str:
 
 
 def _recalled(results: Sequence[Result]) -> str:
-    found = _per_set(results, lambda one: one.cloze.get("both after - both before filled"), lower=False)
-    nats = _per_set(results, lambda one: one.cloze.get("both after - both before"), lower=True)
+    name = "both after - both before"
+    found = _per_set(results, lambda one: one.cloze.get(f"{name} filled"), lower=False, p_name=f"cloze {name}")
+    nats = _per_set(results, lambda one: one.cloze.get(name), lower=True)
     if not found:
         return ""
     return (
@@ -117,7 +126,7 @@ def _ahead(other: str, one: Result) -> Interval | None:
 def _answers(results: Sequence[Result]) -> str:
     parts = []
     for other, words in _OTHERS.items():
-        found = _per_set(results, partial(_ahead, other), lower=False)
+        found = _per_set(results, partial(_ahead, other), lower=False, p_name=f"answers {other}")
         if found:
             parts.append(f"of {words}: {_list(found)}")
     if not parts:

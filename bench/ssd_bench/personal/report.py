@@ -13,7 +13,7 @@ from ssd_client.personalize.weights import ALPHAS
 
 from ssd_bench import machine
 from ssd_bench.personal import answers
-from ssd_bench.personal.conclusions import sentences
+from ssd_bench.personal.conclusions import LEAST_UNITS, sentences
 from ssd_bench.personal.figures import Figures
 from ssd_bench.personal.heldout import CORE, EXPERT, GRID, NOTES, name_of
 from ssd_bench.personal.reading import LEVELS
@@ -76,7 +76,8 @@ def _intro() -> str:
         f"with itself alone. On kept documents the expert and the base read up to {NOTES} passages of the documents "
         "that were learned from, found by BM25; the core never reads one. Texts are read in float32 and answers "
         "written in bfloat16 where the processor has it. A run goes on from the records of earlier ones with the same "
-        "settings; its time is then not that of the whole."
+        "settings; its time is then not that of the whole. A conclusion is *not shown* where the interval holds zero, "
+        f"where fewer than {LEAST_UNITS} units stand behind it, and for shares where McNemar's p is .05 or more."
     )
 
 
