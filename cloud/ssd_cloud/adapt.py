@@ -70,7 +70,7 @@ def adapt(
     on_stage("reading the text")
     text, held = split_documents(read_sources(options.data, tokenizer))
     own = read_own(options.own, tokenizer)
-    rows = training_rows(text, options, tokenizer.eos_ids[0] if tokenizer.eos_ids else 0, own)
+    rows = training_rows(text, options, tokenizer, own)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     score = _scorer(held or text[0], options, on_stage)
     before = score(model, "scoring what is there")

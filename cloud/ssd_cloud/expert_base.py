@@ -231,8 +231,7 @@ def _train(
 ) -> loop.TrainReport:  # fmt: skip
     """Train a LoRA, the diffusion maps and some rows of the vocabulary; the LoRA is merged afterwards."""
     training = replace(options.training, next_token_share=NEXT_TOKEN_SHARE)
-    eos = new.tokenizer.eos_ids[0] if new.tokenizer.eos_ids else 0
-    batches = training_rows([texts], training, eos)
+    batches = training_rows([texts], training, new.tokenizer)
     shape = lora.LoraOptions(rank=training.rank, alpha=2 * training.rank)
     wrapped = lora.attach(model, shape, seed=training.seed)
     open_rows(model, rows)

@@ -72,9 +72,34 @@ def _tokenized(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
             documents.append(tokenizer.encode(item).tolist())
         elif item[-1]["role"] == "assistant":
             documents.append(tokenizer.chat(item, add_generation_prompt=False).tolist())
-            response = tokenizer.encode(item[-1]["content"]).tolist()
-            pairs.append(data.Pair(tokenizer.chat(item[:-1]).tolist(), response))
+            pairs.append(conversation(item, tokenizer))
     return Texts(documents, pairs)
+
+
+def conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> data.Pair:
+    """Prompt and response of every turn of the assistant; of the last one alone where the template rewrites turns.
+
+    Args:
+        messages: that end with the assistant's.
+        tokenizer: with the template.
+    """
+    turns: list[data.Pair] = []
+    read: list[int] = []
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        whole = tokenizer.chat(messages[:at]).tolist()
+        response = tokenizer.encode(message["content"]).tolist()
+        if whole[: len(read)] != read or len(whole) == len(read):
+            return data.Pair(tokenizer.chat(messages[:-1]).tolist(), tokenizer.encode(messages[-1]["content"]).tolist())
+        turns.append(data.Pair(whole[len(read) :], response))
+        read = [*whole, *response, end_of_answer(tokenizer)]
+    return data.Pair(turns[0].prompt, turns[0].response, tuple(turns[1:]))
+
+
+def end_of_answer(tokenizer: Tokenizer) -> int:
+    """The token that ends a turn: the last of those that end an answer, where a document's end is one too."""
+    return tokenizer.eos_ids[-1] if tokenizer.eos_ids else 0
 
 
 def split_documents(sources: Sequence[Texts]) -> tuple[list[Texts], Texts | None]:
@@ -95,19 +120,20 @@ def split_documents(sources: Sequence[Texts]) -> tuple[list[Texts], Texts | None
 
 
 def training_rows(
-    sources: Sequence[Texts], options: AdaptOptions, eos: int, own: Sequence[Sequence[int]] = ()
+    sources: Sequence[Texts], options: AdaptOptions, tokenizer: Tokenizer, own: Sequence[Sequence[int]] = ()
 ) -> data.Rows:
     """Packed rows of everything, mixed with prompts whose responses are supervised and with text of the model's own.
 
     Args:
         sources: each drawn from by the square root of its tokens, or of its number of pairs.
         options: shares and shapes.
-        eos: the token between documents, and after a response.
+        tokenizer: for the tokens between documents and after responses.
         own: texts that the model wrote itself.
 
     Raises:
         TrainingError: too little text.
     """
+    eos = tokenizer.eos_ids[0] if tokenizer.eos_ids else 0
     chats = options.chat_share if any(texts.pairs for texts in sources) else 0.0
     written = options.own_share if own else 0.0
     found: list[tuple[float, data.Rows]] = []
@@ -117,7 +143,10 @@ def training_rows(
         streams = _streams(plain or sources, options.block, eos)
         found += [(share * (1.0 - written) * (1.0 - chats), rows) for share, rows in _packed(streams, options)]
     if chats > 0.0:
-        found += [(share * (1.0 - written) * chats, rows) for share, rows in _answers(sources, options, eos)]
+        found += [
+            (share * (1.0 - written) * chats, rows)
+            for share, rows in _answers(sources, options, end_of_answer(tokenizer))
+        ]
     if written > 0.0:
         rows = data.PackedRows(data.pack(own, eos), **_shape(options), seed=options.seed + 3, origin="own")
         found.append((written, rows))

@@ -113,14 +113,30 @@ class PackedRows:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt in the clean context and the response to learn, as ids; the response without its end token."""
+    """A prompt in the clean context and the response to learn, as ids; the response without its end token.
+
+    Attributes:
+        prompt: what stands before the response.
+        response: what is learned.
+        later: further turns of the same conversation; their prompts are what stands between the end token of the
+            response before and their own response.
+    """
 
     prompt: Sequence[int]
     response: Sequence[int]
+    later: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Conversation:
+    """Ids of a row, and where its responses lie, end tokens included: [first, end) each."""
+
+    ids: list[int]
+    responses: list[tuple[int, int]]
 
 
 class InstructionRows:
-    """Prompts with supervised response blocks, each response filled up to its block's end with EOS, supervised too."""
+    """Conversations with supervised response blocks, the last response filled up to its block's end with EOS."""
 
     def __init__(
         self, pairs: Sequence[Pair], *, length: int, block: int, rows: int, seed: int, eos: int, offsets: int = 1
@@ -128,13 +144,14 @@ class InstructionRows:
         """Prepare pairs.
 
         Args:
-            pairs: what to learn; a prompt too long for a row loses its beginning, a response its end.
+            pairs: what to learn; turns that no longer fit a row are left out, and of a first turn that is too long the
+                prompt loses its beginning, the response its end.
             length: most tokens per row.
             block: B.
             rows: R, rows per batch.
             seed: order.
             eos: the token that ends a response.
-            offsets: sets of blocks per row; those after the first begin before the response, each elsewhere.
+            offsets: sets of blocks per response; those after the first begin before the response, each elsewhere.
 
         Raises:
             TrainingError: no pair.
@@ -151,31 +168,50 @@ class InstructionRows:
             epoch, place = divmod(step * self.rows + r, len(self._built))
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self._built))
             built.append(self._built[order[place]])
-        length = max(len(tokens) for tokens, _ in built)
-        places = [self._starts(len(ids), first, step * self.rows + r) for r, (ids, first) in enumerate(built)]
+        length = max(len(one.ids) for one in built)
+        places = [self._starts(one, step * self.rows + r) for r, one in enumerate(built)]
         tokens = np.full((self.rows, length), self.eos, np.int64)
         starts = np.full((self.rows, max(map(len, places))), -1, np.int64)
         supervised: Bool = np.zeros((self.rows, length), np.bool_)
-        for r, (ids, first) in enumerate(built):
-            tokens[r, : len(ids)] = ids
-            supervised[r, first : len(ids)] = True
+        for r, one in enumerate(built):
+            tokens[r, : len(one.ids)] = one.ids
+            for first, end in one.responses:
+                supervised[r, first:end] = True
             starts[r, : len(places[r])] = places[r]
         found, places_of, wanted = (torch.from_numpy(part) for part in (tokens, starts, supervised))
         return Batch(found, places_of, wanted, self.block, "answers")
 
-    def _starts(self, length: int, first: int, index: int) -> list[int]:
-        """Starts of a row's blocks: from the response on, then sets that begin up to a block before it."""
+    def _starts(self, one: _Conversation, index: int) -> list[int]:
+        """Starts of a row's blocks: for every response from its first token on, then sets that begin before it."""
         rng = np.random.default_rng([self.seed, 1, index])
-        earlier = [int(rng.integers(1, self.block)) for _ in range(self.sets - 1)]
-        return [start for e in (0, *earlier) for start in block_starts(length, self.block, max(1, first - e))]
+        found: list[int] = []
+        for first, end in one.responses:
+            earlier = [int(rng.integers(1, self.block)) for _ in range(self.sets - 1)]
+            for begin in (first, *(max(1, first - e) for e in earlier)):
+                found += range(begin, min(end, len(one.ids) - self.block + 1), self.block)
+        return found
 
-    def _build(self, pair: Pair, length: int) -> tuple[list[int], int]:
+    def _build(self, pair: Pair, length: int) -> _Conversation:
         room = max(self.block, (length // 2 // self.block) * self.block)
-        response = [*pair.response[: room - 1], self.eos]
-        response += [self.eos] * (-len(response) % self.block)
+        response = self._ended(pair.response[: room - 1])
         prompt = [*pair.prompt][-(length - len(response)) :] if length > len(response) else []
-        prompt = prompt or [self.eos]
-        return [*prompt, *response], len(prompt)
+        ids = [*(prompt or [self.eos]), *pair.response[: room - 1], self.eos]
+        responses = [(len(prompt or [self.eos]), len(ids))]
+        for turn in pair.later:
+            if len(ids) + len(turn.prompt) + len(self._ended(turn.response)) > length:
+                break
+            first = len(ids) + len(turn.prompt)
+            ids += [*turn.prompt, *turn.response, self.eos]
+            responses.append((first, len(ids)))
+        first, end = responses[-1]
+        ids += [self.eos] * (-(end - first) % self.block)
+        responses[-1] = (first, len(ids))
+        return _Conversation(ids, responses)
+
+    def _ended(self, response: Sequence[int]) -> list[int]:
+        """A response with its end token, filled up to whole blocks."""
+        ended = [*response, self.eos]
+        return ended + [self.eos] * (-len(ended) % self.block)
 
 
 class MixedRows:

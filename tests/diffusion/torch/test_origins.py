@@ -119,3 +119,25 @@ def test_sets_of_answer_blocks_begin_before_the_response() -> None:
         assert min(starts) > first - 6
     again = data.InstructionRows(pairs, length=64, block=6, rows=2, seed=1, eos=0, offsets=3).batch(0)
     assert torch.equal(again.starts, batch.starts)
+
+
+def test_every_turn_of_a_conversation_is_learned() -> None:
+    later = (data.Pair([9, 9], [40, 41]), data.Pair([9], range(50, 61)), data.Pair([9], range(70, 90)))
+    pair = data.Pair(range(3, 20), range(30, 42), later)
+    batch = data.InstructionRows([pair], length=64, block=6, rows=1, seed=1, eos=0, offsets=2).batch(0)
+    ids, wanted = batch.tokens[0].tolist(), batch.supervised[0].tolist()
+    # The third of the later turns does not fit; the last one that does is filled up to whole blocks.
+    assert ids == [*range(3, 20), *range(30, 42), 0, 9, 9, 40, 41, 0, 9, *range(50, 61), 0]
+    assert [i for i, w in enumerate(wanted) if w] == [*range(17, 30), *range(32, 35), *range(36, 48)]
+    starts = batch.starts[0].tolist()
+    assert {17, 23, 29, 32, 36, 42} <= set(starts)
+    assert all(start + 6 <= len(ids) for start in starts)
+    for start in starts:  # every block holds something to learn
+        assert any(wanted[start : start + 6])
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_every_later_turn() -> None:
+    pair = data.Pair(range(1, 60), range(60, 70), (data.Pair([9], [8]),))
+    batch = data.InstructionRows([pair], length=30, block=6, rows=1, seed=1, eos=0).batch(0)
+    assert batch.tokens[0].tolist() == [*range(42, 60), *range(60, 70), 0, 0]
+    assert batch.supervised[0].nonzero().flatten().tolist() == list(range(18, 30))
