@@ -18,8 +18,8 @@ from typing import Any
 
 from ssd_diffusion.tokenizer import Tokenizer
 
+from ssd_cloud.corpus import conversations, pairs, registry, sets
 from ssd_cloud.corpus import fetch as fetching
-from ssd_cloud.corpus import pairs, registry, sets
 from ssd_cloud.corpus.card import Line, write_card
 from ssd_cloud.corpus.dedupe import HeldOut, distinct
 from ssd_cloud.corpus.ids import write_ids
@@ -251,12 +251,17 @@ def _pair_files(parts: list[_Part], seed: int) -> Iterator[tuple[str, Iterator[t
             yield "articles", _both(halves, lambda ds, _, o=origin: pairs.from_articles(ds, o, seed))
         elif source.form == "dictionary" and source.name != "dictionary":
             yield source.name, _both(halves, lambda ds, _, o=origin: pairs.definitions(ds, o, seed))
-        elif source.form in ("yes-no", "stories"):
+        elif source.form == "stories":
+            yield source.name, _both(halves, lambda ds, qs, o=origin: conversations.of_stories(qs, ds, o, o[0], seed))
+        elif source.form == "dialogues":
+            yield source.name, _both(halves, lambda _, qs, o=origin: conversations.of_dialogues(qs, o, o[0]))
+        elif source.form == "yes-no":
             yield source.name, _both(halves, lambda ds, qs, o=origin: pairs.from_questions(qs, ds, o, o[0], seed))
         elif source.form == "open-questions":
             yield source.name, _both(halves, lambda _, qs, o=origin: pairs.short_answers(qs, o, o[0]))
     if parts:
-        invented = pairs.from_inventions(pairs.INVENTED, seed)
+        prose = [d for part in parts if part.source.form in ("leads", "yes-no") for d in part.train]
+        invented = conversations.invented(conversations.INVENTED, prose, seed)
         yield "inventions", (("heldout" if i % 100 == 0 else "train", row) for i, row in enumerate(invented))
 
 

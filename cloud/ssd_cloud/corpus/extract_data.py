@@ -187,10 +187,28 @@ def stories(name: str, data: bytes) -> Iterator[Document | Question]:
             yield Question(str(row["question"]), answer, "", passage)
 
 
-def dialogues(name: str, data: bytes) -> Iterator[Document]:
-    """QuAC: the passages alone; its questions lean on one another."""
+def dialogues(name: str, data: bytes) -> Iterator[Document | Question]:
+    """QuAC: passages, and their questions in order; the first person's answer, "" where the passage has none."""
     for row in _rows(name, data):
-        yield Document("", str(row["passage"]).removesuffix("CANNOTANSWER").strip())
+        passage = str(row["passage"]).removesuffix("CANNOTANSWER").strip()
+        yield Document("", passage)
+        questions = re.findall(r"^question\d+: (.+)$", str(row["question"]), re.MULTILINE)
+        answers = re.findall(r"^possible answers for question\d+:\n(.+)$", str(row["answer"]), re.MULTILINE)
+        for question, answer in zip(questions, answers, strict=False):
+            if answer.startswith("CANNOTANSWER"):
+                yield Question(question, "", "", passage)
+            elif span := _said(answer, passage):
+                yield Question(question, span, "", passage)
+
+
+def _said(answers: str, passage: str) -> str:
+    """The first of several answers written one after the other: the longest beginning that stands in the passage."""
+    ends = [match.end() for match in re.finditer(r"\S+", answers)]
+    low, high = 0, len(ends)
+    while low < high:  # a longer beginning stands there only if a shorter one does
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if answers[: ends[middle - 1]] in passage else (low, middle - 1)
+    return answers[: ends[low - 1]].strip(" ,;") if low else ""
 
 
 def open_questions(name: str, data: bytes) -> Iterator[Question]:

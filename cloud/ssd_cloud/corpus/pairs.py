@@ -21,7 +21,6 @@ from ssd_cloud.corpus.model import Document, Question
 NOTES_HEADING = "Answer with the help of these notes."  # as the device writes it; a test holds both equal
 UNKNOWN = "The notes do not say."
 UNKNOWN_SHARE = 0.08
-INVENTED = 8000
 ABOUT_SHARE = 0.35  # of the articles whose questions are also asked without notes
 _FEW_CHARS, _MANY_CHARS = 1100, 2400  # of all notes; most rows of training are short
 _NOTE_CHARS = 620
@@ -43,14 +42,15 @@ class Labelled:
     text: str
 
 
-def with_notes(notes: Sequence[Labelled], question: str, answer: str) -> list[dict[str, str]]:
-    """A conversation in which the notes are the system's words."""
+def notes_message(notes: Sequence[Labelled]) -> dict[str, str]:
+    """The notes as the system's words."""
     numbered = [f"[{i}] {note.place}: {note.text.strip()}" for i, note in enumerate(notes, 1)]
-    return [
-        {"role": "system", "content": "\n\n".join([NOTES_HEADING, *numbered])},
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-    ]
+    return {"role": "system", "content": "\n\n".join([NOTES_HEADING, *numbered])}
+
+
+def with_notes(notes: Sequence[Labelled], question: str, answer: str) -> list[dict[str, str]]:
+    """A conversation of one question about notes."""
+    return [notes_message(notes), *plain(question, answer)]
 
 
 def plain(question: str, answer: str) -> list[dict[str, str]]:
@@ -74,23 +74,7 @@ def from_articles(articles: Sequence[Document], origin: tuple[str, str], seed: i
             own = Labelled(article.name, window(asked))
             yield _noted(rng, own, asked.question, asked.answer, _others(rng, articles, asked), origin, "rule")
         if found and rng.random() < ABOUT_SHARE:
-            yield _row(plain(found[0].question, found[0].answer), origin, "rule")
-
-
-def from_inventions(count: int, seed: int) -> Iterator[Row]:
-    """Pairs by rule about invented workplaces."""
-    rng = np.random.default_rng([seed, 2])
-    origin = ("inventions", "this project's own, Apache-2.0")
-    for _ in range(count):
-        note = facts.invented_note(rng)
-        ways, answer = note.asked[int(rng.integers(len(note.asked)))]
-        question = ways[int(rng.integers(len(ways)))]
-        others: list[Labelled] = []
-        while len(others) < 4:
-            other = facts.invented_note(rng)
-            if all(question not in theirs for theirs, _ in other.asked):
-                others.append(Labelled(_place(rng, other.head), other.text))
-        yield _noted(rng, Labelled(_place(rng, note.head), note.text), question, answer, others, origin, "rule")
+            yield row_of(plain(found[0].question, found[0].answer), origin, "rule")
 
 
 def from_questions(
@@ -114,14 +98,14 @@ def from_questions(
             if best is None:
                 continue
             answer = f"{answer[:-1]}. {best}"
-        own = Labelled(one.title or _place(rng, "Summary"), evidence)
+        own = Labelled(one.title or place_of(rng, "Summary"), evidence)
         yield _noted(rng, own, question, answer, _others(rng, others, one), origin, dataset)
 
 
 def short_answers(asked: Iterable[Question], origin: tuple[str, str], dataset: str) -> Iterator[Row]:
     """Pairs of a data set without passages."""
     for one in asked:
-        yield _row(plain(sentence_case(one.question, "?"), sentence_case(one.answer, ".")), origin, dataset)
+        yield row_of(plain(sentence_case(one.question, "?"), sentence_case(one.answer, ".")), origin, dataset)
 
 
 def definitions(pages: Sequence[Document], origin: tuple[str, str], seed: int) -> Iterator[Row]:
@@ -134,12 +118,12 @@ def definitions(pages: Sequence[Document], origin: tuple[str, str], seed: int) -
             answer = next(iter(facts.sentences(_ASIDE.sub("", body))), "")
             asked = ("What does {w} mean?", "What is meant by {w}?", "Explain {w}.")[int(rng.integers(3))]
             if _HEADWORD.fullmatch(word) and 40 <= len(answer) <= 300 and _STATEMENT.fullmatch(answer):
-                yield _row(plain(asked.format(w=word), answer), origin, "rule")
+                yield row_of(plain(asked.format(w=word), answer), origin, "rule")
 
 
 def window(asked: Question) -> str:
     """The sentences of the passage that the question and its answer are about, up to 620 characters."""
-    wanted = _content(asked.question) | _content(asked.answer)
+    wanted = content_words(asked.question) | content_words(asked.answer)
     parts = facts.sentences(asked.passage)
     if sum(map(len, parts)) <= _NOTE_CHARS or not parts:
         return asked.passage[:_NOTE_CHARS]
@@ -149,7 +133,7 @@ def window(asked: Question) -> str:
         while end < len(parts) and len(text) + len(parts[end]) <= _NOTE_CHARS:
             text = f"{text} {parts[end]}".strip()
             end += 1
-        score = len(wanted & _content(text))
+        score = len(wanted & content_words(text))
         if score > best_score:
             best, best_score = text or parts[start][:_NOTE_CHARS], score
     return best
@@ -181,10 +165,11 @@ def _noted(
     if not kept:
         kept, known = [own], True
     order = rng.permutation(len(kept))
-    return _row(with_notes([kept[int(i)] for i in order], question, answer if known else UNKNOWN), origin, made)
+    return row_of(with_notes([kept[int(i)] for i in order], question, answer if known else UNKNOWN), origin, made)
 
 
-def _row(messages: list[dict[str, str]], origin: tuple[str, str], made: str) -> Row:
+def row_of(messages: list[dict[str, str]], origin: tuple[str, str], made: str) -> Row:
+    """A row of a file of pairs: the messages, and where they come from."""
     how: Row = {"made": "rule"} if made == "rule" else {"dataset": made}
     return {"source": origin[0], "licence": origin[1], **how, "messages": messages}
 
@@ -196,29 +181,30 @@ def _others(rng: np.random.Generator, documents: Sequence[Document], asked: Ques
         other = documents[int(i)]
         if (not other.name or other.name != asked.title) and other.text[:_NOTE_CHARS] not in asked.passage:
             text = window(Question("", "", "", other.text))
-            found.append(Labelled(other.name or _place(rng, "Summary"), text))
+            found.append(Labelled(other.name or place_of(rng, "Summary"), text))
     return found
 
 
 def _overlaps(other: Labelled, answer: str) -> bool:
     """Whether another note might answer too: it holds most of the answer's words."""
-    wanted = _content(answer)
-    return bool(wanted) and len(wanted & _content(f"{other.place} {other.text}")) > 0.6 * len(wanted)
+    wanted = content_words(answer)
+    return bool(wanted) and len(wanted & content_words(f"{other.place} {other.text}")) > 0.6 * len(wanted)
 
 
 def _evidence(asked: Question) -> str | None:
     """The passage's sentence that shares most words with the question, where it shares enough to be a reason."""
-    wanted = _content(asked.question)
-    best = max(facts.sentences(asked.passage), key=lambda s: len(wanted & _content(s)), default="")
-    enough = wanted and len(wanted & _content(best)) >= max(2, 0.5 * len(wanted)) and 40 <= len(best) <= 260
+    wanted = content_words(asked.question)
+    best = max(facts.sentences(asked.passage), key=lambda s: len(wanted & content_words(s)), default="")
+    enough = wanted and len(wanted & content_words(best)) >= max(2, 0.5 * len(wanted)) and 40 <= len(best) <= 260
     return best if enough and best.endswith((".", "!")) else None
 
 
-def _content(text: str) -> set[str]:
+def content_words(text: str) -> set[str]:
+    """The words of a text that say what it is about, in small letters."""
     return {w for w in re.findall(r"\w{3,}|\d+", text.lower()) if w not in COMMON_WORDS}
 
 
-def _place(rng: np.random.Generator, head: str) -> str:
+def place_of(rng: np.random.Generator, head: str) -> str:
     """Where a note stands: its heading, or a file and its heading, as the device labels passages."""
     if rng.random() < 0.5:
         return head

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ssd_cloud.corpus import pairs, registry
+from ssd_cloud.corpus import conversations, registry
 from ssd_cloud.corpus.words import words
 from ssd_cloud.errors import DataError
 from ssd_diffusion.models.tiny import write_tiny
@@ -175,7 +175,7 @@ def shop(archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, dpkg: None
             return one
         return replace(one, package=replace(one.package, sha256=hashlib.sha256(known).hexdigest()))
 
-    monkeypatch.setattr(pairs, "INVENTED", 200)
+    monkeypatch.setattr(conversations, "INVENTED", 200)
     names = ("speeches", "leads", "boolq", "faq")
     monkeypatch.setattr(registry, "SOURCES", tuple(fixed(one) for one in registry.SOURCES if one.name in names))
     monkeypatch.setattr(registry, "SETS", tuple(fixed(one) for one in registry.SETS))
