@@ -54,7 +54,7 @@ class Pair:
 
 
 def read_pairs(tokenizer: Tokenizer, paths: Sequence[Path], *, count: int, seed: int) -> list[Pair]:
-    """Conversations that end with an answer, in an order that follows from the seed, the files by turns.
+    """The first answers of conversations, in an order that follows from the seed, the files by turns.
 
     Prompts over MAX_PROMPT and references over MAX_ANSWER tokens are passed over.
 
@@ -76,8 +76,9 @@ def _of_file(tokenizer: Tokenizer, path: Path, count: int, seed: Sequence[int]) 
         order = np.random.default_rng(list(seed)).permutation(len(rows))
         found: list[Pair] = []
         for i in order.tolist():
-            *request, last = rows[i]
-            if last["role"] != "assistant" or not request:
+            at = next((k for k, message in enumerate(rows[i]) if message["role"] == "assistant"), 0)
+            request, last = rows[i][:at], rows[i][at]
+            if not request:
                 continue
             context, reference = tokenizer.chat(request), tokenizer.encode(str(last["content"]))
             if len(context) <= MAX_PROMPT and 1 <= len(reference) <= MAX_ANSWER:
