@@ -25,6 +25,8 @@ HELD_OUT_EVERY = 20
 """Of so many documents one is held out."""
 _APART = 1000
 """Between the seeds of two sources."""
+_AT_ONCE = 1000
+"""Documents that are encoded together."""
 _NOTHING = "there is no text in the data; name .txt, .md or .jsonl files, or folders of these"
 
 
@@ -67,13 +69,24 @@ def tokenize(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
 def _tokenized(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
     documents: list[Sequence[int]] = []
     pairs: list[data.Pair] = []
+    waiting: list[str] = []
     for item in items:
         if isinstance(item, str):
-            documents.append(tokenizer.encode(item).tolist())
+            waiting.append(item)
         elif item[-1]["role"] == "assistant":
-            documents.append(tokenizer.chat(item, add_generation_prompt=False).tolist())
             pairs.append(conversation(item, tokenizer))
-    return Texts(documents, pairs)
+        if len(waiting) == _AT_ONCE:
+            documents += [ids.tolist() for ids in tokenizer.encode_many(waiting)]
+            waiting = []
+    documents += [ids.tolist() for ids in tokenizer.encode_many(waiting)]
+    end = end_of_answer(tokenizer)
+    return Texts([*documents, *(_joined(pair, end) for pair in pairs)], pairs)
+
+
+def _joined(pair: data.Pair, end: int) -> list[int]:
+    """A conversation as one text."""
+    turns = (pair, *pair.later)
+    return [token for turn in turns for token in (*turn.prompt, *turn.response, end)]
 
 
 def conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> data.Pair:

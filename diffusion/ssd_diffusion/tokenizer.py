@@ -115,6 +115,12 @@ class Tokenizer:
         encoding = (self._special if special else self._plain).encode(clean, add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int32)
 
+    def encode_many(self, texts: Sequence[str]) -> list[I32]:
+        """What `encode` gives for each text, on all cores."""
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        found = self._plain.encode_batch(clean, add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.int32) for one in found]
+
     def decode(self, ids: I32 | Sequence[int], *, special: bool = False) -> str:
         """Text of ids; special tokens are left out unless `special`. Bytes that are no UTF-8 become U+FFFD."""
         return str(self._special.decode([int(i) for i in ids], skip_special_tokens=not special))

@@ -14,6 +14,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.models.tiny import write_tiny
 from ssd_diffusion.tokenizer import Tokenizer, copy_tokenizer, fingerprint_of
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -227,3 +228,11 @@ def test_packaged_tokenizer_equals_transformers(tmp_path: Path) -> None:
             assert tok.chat_text(messages, ask) == reference.apply_chat_template(
                 messages, add_generation_prompt=ask, tokenize=False
             )
+
+
+def test_many_texts_are_encoded_as_each_alone(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write_tiny(tmp_path / "tiny"))
+    texts = ["", "one", "two words, <|im_end|> spelled out", "\ud800 alone", "äöü " * 50]
+    found = tokenizer.encode_many(texts)
+    assert [ids.tolist() for ids in found] == [tokenizer.encode(text).tolist() for text in texts]
+    assert tokenizer.encode_many([]) == []
