@@ -53,7 +53,7 @@ class ExpertCard:
         documents: how many documents it learned from.
         data_fingerprint: SHA-256 (hex) over the documents' hashes.
         hyperparameters: everything that went into training.
-        heldout_before, heldout_after: S2 in nats on the held-out half that is reported; None where there was none.
+        heldout_before, heldout_after: S1 in nats a token on the held-out half that is reported; None if there is none.
         lam, alpha: weights of the ensemble.
         calibration: how lam and alpha were chosen, and any confidence scaling.
         sizes: bytes of each file, by path within the expert's folder.

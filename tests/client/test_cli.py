@@ -275,7 +275,7 @@ def test_personalization_shows_bars_remarks_and_a_table(monkeypatch, capsys):
         Event(stage="ingest", fraction=0.0, message="reading x"),
         Event(stage="ingest", fraction=1.0, message="2 documents", detail={"skipped": [["a.bin", "binary"]] * 60}),
         Event(stage="train", fraction=0.5, seconds_left=65.0, loss=3.25, samples=9),
-        Event(stage="train", fraction=0.0, message="held-out loss 4.0", detail={"s2": 4.0}),
+        Event(stage="train", fraction=0.0, message="held-out loss 4.0", detail={"s1": 4.0}),
         Event(stage="done", fraction=1.0, message="ready", detail={"seconds": {"all": 12.0}}),
     ]
     out = Console(file=io.StringIO(), width=100, highlight=False)

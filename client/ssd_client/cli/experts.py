@@ -144,7 +144,7 @@ def _card_rows(card: ExpertCard, folder: str) -> list[tuple[str, str | Text]]:
         (
             "held-out loss",
             f"{_nats(card.heldout_before) or '-'} before, {_nats(card.heldout_after) or '-'} after "
-            "  (S2, nats a token; lower is better)",
+            "  (S1, nats a token; lower is better)",
         ),
         *calibration_rows(card),
         *training_rows(card),

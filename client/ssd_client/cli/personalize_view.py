@@ -69,7 +69,7 @@ class View:
         """Take one step of progress."""
         if "start" in self._tasks and self._progress is not None:
             self._progress.remove_task(self._tasks.pop("start"))
-        if event.detail and "s2" not in event.detail:
+        if event.detail and "s1" not in event.detail:
             self.details[event.stage] = dict(event.detail)
         title = STAGE_TITLES.get(event.stage, event.stage)
         if event.stage != "done":
@@ -86,7 +86,7 @@ class View:
         rows: list[tuple[str, str | Text]] = [("expert", card.name), ("made from", f"{card.documents} documents")]
         if before is not None and after is not None:
             change = f"   ({(after - before) / before:+.1%})" if before else ""
-            rows.append(("held-out loss", f"{before:.3f} before, {after:.3f} after{change}   (S2, nats a token)"))
+            rows.append(("held-out loss", f"{before:.3f} before, {after:.3f} after{change}   (S1, nats a token)"))
         rows.append(("its share", f"lambda {card.lam:g}, alpha {card.alpha:g}"))
         if card.calibration.get("alone"):
             rows.append(("", "on held-out text it writes as well without a core of its own size (--offline)"))

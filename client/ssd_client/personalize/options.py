@@ -50,7 +50,7 @@ class PersonalizeOptions:
     rank: int = 16
     learning_rate: float = 4e-4
     length: int = 256
-    block: int = 16
+    block: int = 8
     next_token_share: float = 0.6
     noisy_share: float = 0.25
     reading_share: float = 0.15

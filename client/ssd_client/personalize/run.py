@@ -230,7 +230,7 @@ class _Run:
     def _on_eval(self, e: Evaluation) -> None:
         note = "best so far" if e.best else "no better"
         self._tell(
-            "train", 0.0, f"held-out loss {e.score:.3f} nats a token, {note}", detail={"step": e.step, "s2": e.score}
+            "train", 0.0, f"held-out loss {e.score:.3f} nats a token, {note}", detail={"step": e.step, "s1": e.score}
         )
 
     def _plan_training(self, spec: ModelSpec, fingerprint: str) -> tuple[float, bool]:
@@ -320,7 +320,7 @@ class _Run:
                 name=self.options.name, base=spec.model_id.split("@")[0], base_model_id=spec.model_id,
                 created=datetime.now(UTC).isoformat(timespec="seconds"), documents=len(read.unique.documents),
                 data_fingerprint=read.ingested.fingerprint, lam=choice.lam, alpha=choice.alpha,
-                heldout_before=learned.before.get("s2"), heldout_after=learned.after.get("s2"),
+                heldout_before=learned.before.get("s1"), heldout_after=learned.after.get("s1"),
                 hyperparameters=self._hyperparameters(learned),
                 calibration=_finite({
                     "by": "S1 on held-out text, base model as core, on this device", **choice.as_json(),
