@@ -171,13 +171,14 @@ def _prompts(sources: Sequence[Texts], options: OwnTextOptions, batch: int) -> l
     asked = [texts.pairs for texts in sources if texts.pairs]
     if asked and rng.random() < options.chat_share:
         groups = [asked[int(rng.integers(len(asked)))] for _ in range(options.batch)]
-        return [list(pairs[int(rng.integers(len(pairs)))].prompt)[-_LONGEST_CHAT:] for pairs in groups]
+        prompts = [np.asarray(pairs[int(rng.integers(len(pairs)))].prompt) for pairs in groups]
+        return [prompt[-_LONGEST_CHAT:].tolist() for prompt in prompts]
     found = []
     for _ in range(options.batch):
         documents = sources[int(rng.integers(len(sources)))].documents
         ids = documents[int(rng.integers(len(documents)))]
         first = int(rng.integers(0, max(1, len(ids) - _PROMPT[1])))
-        found.append(list(ids[first : first + int(rng.integers(_PROMPT[0], _PROMPT[1] + 1))]))
+        found.append(ids[first : first + int(rng.integers(_PROMPT[0], _PROMPT[1] + 1))].tolist())
     return found
 
 

@@ -34,7 +34,7 @@ _NOTHING = "there is no text in the data; name .txt, .md or .jsonl files, or fol
 class Texts:
     """Tokenized data: documents (rendered chats among them), and chats as prompt and response."""
 
-    documents: Sequence[Sequence[int]]
+    documents: Sequence[I32]
     pairs: Sequence[data.Pair]
 
 
@@ -67,7 +67,7 @@ def tokenize(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
 
 
 def _tokenized(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
-    documents: list[Sequence[int]] = []
+    documents: list[I32] = []
     pairs: list[data.Pair] = []
     waiting: list[str] = []
     for item in items:
@@ -76,17 +76,17 @@ def _tokenized(items: Iterable[data.Item], tokenizer: Tokenizer) -> Texts:
         elif item[-1]["role"] == "assistant":
             pairs.append(conversation(item, tokenizer))
         if len(waiting) == _AT_ONCE:
-            documents += [ids.tolist() for ids in tokenizer.encode_many(waiting)]
+            documents += tokenizer.encode_many(waiting)
             waiting = []
-    documents += [ids.tolist() for ids in tokenizer.encode_many(waiting)]
+    documents += tokenizer.encode_many(waiting)
     end = end_of_answer(tokenizer)
     return Texts([*documents, *(_joined(pair, end) for pair in pairs)], pairs)
 
 
-def _joined(pair: data.Pair, end: int) -> list[int]:
+def _joined(pair: data.Pair, end: int) -> I32:
     """A conversation as one text."""
-    turns = (pair, *pair.later)
-    return [token for turn in turns for token in (*turn.prompt, *turn.response, end)]
+    parts = [part for turn in (pair, *pair.later) for part in (turn.prompt, turn.response, [end])]
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
 def conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> data.Pair:
@@ -97,16 +97,16 @@ def conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> da
         tokenizer: with the template.
     """
     turns: list[data.Pair] = []
-    read: list[int] = []
+    read = np.zeros(0, np.int32)
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        whole = tokenizer.chat(messages[:at]).tolist()
-        response = tokenizer.encode(message["content"]).tolist()
-        if whole[: len(read)] != read or len(whole) == len(read):
-            return data.Pair(tokenizer.chat(messages[:-1]).tolist(), tokenizer.encode(messages[-1]["content"]).tolist())
+        whole = tokenizer.chat(messages[:at])
+        response = tokenizer.encode(message["content"])
+        if len(whole) <= len(read) or not np.array_equal(whole[: len(read)], read):
+            return data.Pair(tokenizer.chat(messages[:-1]), tokenizer.encode(messages[-1]["content"]))
         turns.append(data.Pair(whole[len(read) :], response))
-        read = [*whole, *response, end_of_answer(tokenizer)]
+        read = np.concatenate([whole, response, [end_of_answer(tokenizer)]]).astype(np.int32)
     return data.Pair(turns[0].prompt, turns[0].response, tuple(turns[1:]))
 
 

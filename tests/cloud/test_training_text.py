@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ssd_cloud.adapt_options import AdaptOptions
 from ssd_cloud.training_text import Texts, conversation, end_of_answer, read_sources, split_documents, training_rows
@@ -67,14 +68,14 @@ def test_sources_are_drawn_by_the_root_of_their_size(tokenizer: Tokenizer, tmp_p
 
 
 def test_held_out_documents_are_the_same_whatever_file_they_are_in() -> None:
-    sources = [Texts([[i, j] for j in range(30)], []) for i in range(2)]
+    sources = [Texts([np.array([i, j], np.int32) for j in range(30)], []) for i in range(2)]
     train, held = split_documents(sources)
     assert held is not None
     assert len(held.documents) == 3
     kept = [tuple(d) for texts in train for d in texts.documents]
     assert len(kept) == len(set(kept)) == 57
     assert not set(kept) & {tuple(d) for d in held.documents}
-    alone, none = split_documents([Texts([[1]], [])])
+    alone, none = split_documents([Texts([np.array([1], np.int32)], [])])
     assert (len(alone[0].documents), none) == (1, None)
 
 

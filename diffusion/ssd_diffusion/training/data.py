@@ -50,9 +50,9 @@ class Rows(Protocol):
         ...
 
 
-def pack(documents: Iterable[Sequence[int]], eos: int) -> I32:
+def pack(documents: Iterable[Sequence[int] | I32], eos: int) -> I32:
     """One token stream: documents one after the other, each ended by `eos`. [total]"""
-    parts = [np.asarray([*ids, eos], np.int32) for ids in documents if len(ids)]
+    parts = [np.append(np.asarray(ids, np.int32), np.int32(eos)) for ids in documents if len(ids)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
@@ -122,8 +122,8 @@ class Pair:
             response before and their own response.
     """
 
-    prompt: Sequence[int]
-    response: Sequence[int]
+    prompt: Sequence[int] | I32
+    response: Sequence[int] | I32
     later: tuple[Pair, ...] = ()
 
 
@@ -131,7 +131,7 @@ class Pair:
 class _Conversation:
     """Ids of a row, and where its responses lie, end tokens included: [first, end) each."""
 
-    ids: list[int]
+    ids: I32
     responses: list[tuple[int, int]]
 
 
@@ -206,9 +206,9 @@ class InstructionRows:
         first, end = responses[-1]
         ids += [self.eos] * (-(end - first) % self.block)
         responses[-1] = (first, len(ids))
-        return _Conversation(ids, responses)
+        return _Conversation(np.array(ids, np.int32), responses)
 
-    def _ended(self, response: Sequence[int]) -> list[int]:
+    def _ended(self, response: Sequence[int] | I32) -> list[int]:
         """A response with its end token, filled up to whole blocks."""
         ended = [*response, self.eos]
         return ended + [self.eos] * (-len(ended) % self.block)
