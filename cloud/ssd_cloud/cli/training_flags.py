@@ -49,6 +49,7 @@ AnswerLength = Annotated[
 ]
 Offsets = Annotated[int, typer.Option(min=1, max=32, help="Sets of blocks that share a row.", envvar="SSD_OFFSETS")]
 BatchRows = Annotated[int, typer.Option("--rows", min=1, max=4096, help="Rows of a batch.", envvar="SSD_ROWS")]
+AnswerRows = Annotated[int, typer.Option(min=1, max=4096, help="Rows of a batch of chats.", envvar="SSD_ANSWER_ROWS")]
 Accumulate = Annotated[int, typer.Option(min=1, max=4096, help="Batches of a step.", envvar="SSD_ACCUMULATE")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Most steps.", envvar="SSD_TRAIN_STEPS")]
 MaxMinutes = Annotated[
@@ -89,6 +90,7 @@ def training_command(name: Literal["adapt", "instruct"], words: str, *, learning
         length: Length = 192,
         answer_length: AnswerLength = 640,
         rows: BatchRows = 1,
+        answer_rows: AnswerRows = 1,
         accumulate: Accumulate = 1,
         steps: Steps = None,
         max_minutes: MaxMinutes = None,
@@ -102,8 +104,8 @@ def training_command(name: Literal["adapt", "instruct"], words: str, *, learning
         run(
             name, as_json, base=base, adapter=adapter, data=tuple(data), own=tuple(own or ()), out=out,
             look_ahead=look_ahead, own_share=own_share, chat_share=chat_share, kept=kept, rank=rank, block=block,
-            offsets=offsets, length=length, answer_length=answer_length, rows=rows, accumulate=accumulate,
-            steps=steps, max_minutes=max_minutes, learning_rate=learning_rate,
+            offsets=offsets, length=length, answer_length=answer_length, rows=rows, answer_rows=answer_rows,
+            accumulate=accumulate, steps=steps, max_minutes=max_minutes, learning_rate=learning_rate,
             checkpoint_minutes=checkpoint_minutes, resume=resume, seed=seed, evaluation_rows=heldout_rows,
         )  # fmt: skip
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 256
+CHUNK, GPU_CHUNK = 256, 4096
+"""Rows whose logits exist at once."""
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -24,8 +25,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
     ) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         slope = torch.empty_like(hidden)
-        for first in range(0, len(hidden), CHUNK):
-            part = slice(first, first + CHUNK)
+        chunk = _chunk(hidden)
+        for first in range(0, len(hidden), chunk):
+            part = slice(first, first + chunk)
             logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
             top = torch.logsumexp(logits, dim=-1)
             truth = targets[part, None]
@@ -86,8 +88,9 @@ def token_losses(
         found: Tensor = _FrozenHeadLoss.apply(hidden.to(weight.dtype), weight, bias, targets, teaching)  # type: ignore[no-untyped-call]
         return found
     parts = []
-    for first in range(0, len(hidden), CHUNK):
-        part = slice(first, first + CHUNK)
+    chunk = _chunk(hidden)
+    for first in range(0, len(hidden), chunk):
+        part = slice(first, first + chunk)
         wanted = targets[part]
         if teaching is not None:
             with torch.no_grad():
@@ -96,6 +99,10 @@ def token_losses(
             torch.utils.checkpoint.checkpoint(_chunk_loss, hidden[part], weight, bias, wanted, use_reentrant=False)
         )
     return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
+def _chunk(hidden: Tensor) -> int:
+    return GPU_CHUNK if hidden.is_cuda else CHUNK
 
 
 def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
