@@ -29,7 +29,7 @@ from ssd_client.remote import Wire
 DecoderName = Literal["diffusion", "ar", "ssdlm"]
 
 SSDLM_STEPS = 50
-USUAL_DRAFTS = 4  # docs/quality.md: more of them cost a pass more than they save
+USUAL_DRAFTS = 4  # within the blocks of six that drafts are learned in
 WINDOW_STEPS = 1  # chosen by measurement, docs/acceptance.md: lower noise levels cost the packaged core likelihood
 _DECODERS: dict[DecoderName, ssd_pb2.Decoder.ValueType] = {
     "diffusion": ssd_pb2.DECODER_WINDOW,
