@@ -20,7 +20,7 @@ from ssd_bench.console import progress
 from ssd_bench.report import origin
 from ssd_bench.runs import Outcome, publish
 
-LENGTH, BLOCK, RANK = 256, 16, 16
+LENGTH, BLOCK, RANK = 256, 8, 16
 """Of a training row and of the adapter, as `personalize` has them by default."""
 
 

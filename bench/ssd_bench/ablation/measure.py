@@ -13,7 +13,7 @@ import torch
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.evaluate import next_token_losses
-from ssd_diffusion.training.loss import token_losses
+from ssd_diffusion.training.loss import head_losses
 from ssd_diffusion.training.objective import block_hidden, first_input, hidden_states, truth
 from ssd_kernels.types import F64
 from torch import Tensor
@@ -121,9 +121,7 @@ def _at_level(model: Ssd2Model, batch: Batch, u: float, *, shift: bool, seed: in
 
 
 def _losses(model: Ssd2Model, states: Tensor, targets: Tensor) -> Tensor:
-    head = model.causal.get_output_embeddings()  # type: ignore[operator]
-    bias = None if head.bias is None else head.bias[: model.vocab]
-    return token_losses(states.reshape(-1, states.shape[-1]), head.weight[: model.vocab], bias, targets.reshape(-1))
+    return head_losses(model, states.reshape(-1, states.shape[-1]), targets.reshape(-1))
 
 
 def _nucleus(logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.evaluate import LEVELS, block_losses, next_token_losses
-from ssd_diffusion.training.loss import token_losses
+from ssd_diffusion.training.loss import head_losses
 from ssd_diffusion.training.noise import GRID, preceding_levels
 from ssd_diffusion.training.objective import block_hidden, conditioned_input, first_input, hidden_states, truth
 from ssd_kernels.types import F32, F64, I32
@@ -74,7 +74,7 @@ def _conditioned_losses(model: Ssd2Model, batch: Batch, levels: F32, seed: int) 
     noisy = conditioned_input(model, batch, before, u, generator, own_draws=False)
     hidden = block_hidden(batch, hidden_states(model, batch, noisy))
     out = torch.full(u.shape, torch.nan)
-    out[u > 0] = _losses(model, hidden[u > 0], truth(batch)[u > 0])
+    out[u > 0] = head_losses(model, hidden[u > 0], truth(batch)[u > 0])
     return out
 
 
@@ -137,9 +137,3 @@ def _repeated(levels: F32, batch: Batch) -> Tensor:
 
 def _shaped(losses: Tensor) -> F64:
     return losses.double().numpy().reshape(len(losses), len(LEVELS), 2, BLOCK)
-
-
-def _losses(model: Ssd2Model, hidden: Tensor, targets: Tensor) -> Tensor:
-    head = model.causal.get_output_embeddings()  # type: ignore[operator]
-    bias = None if head.bias is None else head.bias[: model.vocab]
-    return token_losses(hidden, head.weight[: model.vocab], bias, targets)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch, Rows
-from ssd_diffusion.training.loss import token_losses
+from ssd_diffusion.training.loss import head_losses
 from ssd_diffusion.training.objective import NoisyInput, block_hidden, first_input, hidden_states, targets_mask, truth
 
 LEVELS = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -70,7 +70,7 @@ def anchor_losses(model: Ssd2Model, tokens: Tensor) -> Tensor:
     allowed[length:, :length] = places[None, :] < places[:-1, None]
     allowed[length:, length:] = torch.eye(length - 1, dtype=torch.bool, device=device)
     hidden, _ = model.forward_pass(inputs, position_ids, allowed.expand(rows, -1, -1), keep=False)
-    return _losses(model, hidden[:, length:].flatten(0, 1), tokens[:, 1:].flatten()).view(rows, length - 1)
+    return head_losses(model, hidden[:, length:].flatten(0, 1), tokens[:, 1:].flatten()).view(rows, length - 1)
 
 
 @torch.inference_mode()
@@ -80,7 +80,7 @@ def next_token_losses(model: Ssd2Model, tokens: Tensor) -> Tensor:
     allowed = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1)
     places = torch.arange(length, device=tokens.device).expand(rows, -1)
     hidden, _ = model.forward_pass(model.embed(tokens), places, allowed, keep=False)
-    return _losses(model, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).view(rows, length - 1)
+    return head_losses(model, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).view(rows, length - 1)
 
 
 @torch.inference_mode()
@@ -91,7 +91,7 @@ def block_losses(model: Ssd2Model, batch: Batch, u: Tensor, seed: int) -> Tensor
     hidden = block_hidden(batch, hidden_states(model, batch, noisy))
     wanted = targets_mask(batch) & (u > 0)
     out = torch.full(u.shape, math.nan, device=u.device)
-    out[wanted] = _losses(model, hidden[wanted], truth(batch)[wanted])
+    out[wanted] = head_losses(model, hidden[wanted], truth(batch)[wanted])
     return out
 
 
@@ -140,9 +140,3 @@ def _eighth(batch: Batch) -> Tensor:
     u = torch.ones(*batch.starts.shape, batch.block, device=batch.tokens.device)
     u[..., : min(7, batch.block - 1)] = 0.0
     return u
-
-
-def _losses(model: Ssd2Model, hidden: Tensor, targets: Tensor) -> Tensor:
-    head = model.causal.get_output_embeddings()  # type: ignore[operator]
-    bias = None if head.bias is None else head.bias[: model.vocab]
-    return token_losses(hidden, head.weight[: model.vocab], bias, targets)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd_diffusion.models.ssd2 import Ssd2Model
+
 CHUNK, GPU_CHUNK = 256, 4096
 """Rows whose logits exist at once."""
 
@@ -99,6 +101,13 @@ def token_losses(
             torch.utils.checkpoint.checkpoint(_chunk_loss, hidden[part], weight, bias, wanted, use_reentrant=False)
         )
     return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
+def head_losses(model: Ssd2Model, hidden: Tensor, targets: Tensor, teaching: Teaching | None = None) -> Tensor:
+    """`token_losses` under a model's own head, over its true vocabulary. [N, width], [N] -> [N]"""
+    head: Any = model.causal.get_output_embeddings()  # type: ignore[operator]
+    bias = None if head.bias is None else head.bias[: model.vocab]
+    return token_losses(hidden, head.weight[: model.vocab], bias, targets, teaching)
 
 
 def _chunk(hidden: Tensor) -> int:

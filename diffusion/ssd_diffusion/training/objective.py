@@ -20,7 +20,7 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.attention import blocks_of, one_pass
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.lora import without_adapter
-from ssd_diffusion.training.loss import Teaching, token_losses
+from ssd_diffusion.training.loss import Teaching, head_losses
 from ssd_diffusion.training.noise import LevelMix, noised_embedding, preceding_levels, sample_levels
 from ssd_diffusion.training.onepass import position_ids, query_index
 
@@ -197,9 +197,9 @@ def _clean_losses(
     wanted = batch.supervised[:, 1:] & found
     states, targets = hidden[:, : batch.tokens.shape[1] - 1][wanted], batch.tokens[:, 1:][wanted]
     if before_adapter is None:
-        return _losses(model, states, targets)
+        return head_losses(model, states, targets)
     kept = torch.full(targets.shape, options.kept, device=hidden.device)
-    return _losses(model, states, targets, Teaching(before_adapter[:, :-1][wanted], kept))
+    return head_losses(model, states, targets, Teaching(before_adapter[:, :-1][wanted], kept))
 
 
 def _block_losses(
@@ -219,11 +219,11 @@ def _block_losses(
     # What the model wrote itself is no truth about language: there the clean half teaches alone.
     taught = blind[wanted].float() if batch.origin == "own" else options.taught * draft.float()
     if not bool(taught.any()):
-        return _losses(model, states, targets)
+        return head_losses(model, states, targets)
     where = batch.starts.clamp(min=1)[..., None] - 1 + torch.arange(batch.block, device=u.device)
     rows = torch.arange(len(batch.tokens), device=u.device)[:, None, None]
     teacher = hidden[rows, where][wanted].detach()
-    return _losses(model, states, targets, Teaching(teacher, taught))
+    return head_losses(model, states, targets, Teaching(teacher, taught))
 
 
 def _nothing_to_the_right(u: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def _token_before(batch: Batch, distance: int) -> Tensor:
 def _next_token_loss(model: Ssd2Model, batch: Batch) -> BatchLoss:
     hidden = _causal_hidden(model, batch)
     wanted = batch.supervised[:, 1:]
-    losses = _losses(model, hidden[:, :-1][wanted], batch.tokens[:, 1:][wanted])
+    losses = head_losses(model, hidden[:, :-1][wanted], batch.tokens[:, 1:][wanted])
     mean = _mean_loss(losses)
     return BatchLoss(mean, float("nan"), float(mean.detach()), 0, len(losses))
 
@@ -255,12 +255,6 @@ def _causal_hidden(model: Ssd2Model, batch: Batch) -> Tensor:
     allowed = torch.ones(length, length, dtype=torch.bool, device=batch.tokens.device).tril().expand(rows, -1, -1)
     hidden, _ = model.forward_pass(model.embed(batch.tokens), places, allowed, keep=False)
     return hidden
-
-
-def _losses(model: Ssd2Model, hidden: Tensor, targets: Tensor, teaching: Teaching | None = None) -> Tensor:
-    head = model.causal.get_output_embeddings()  # type: ignore[operator]
-    bias = None if head.bias is None else head.bias[: model.vocab]
-    return token_losses(hidden, head.weight[: model.vocab], bias, targets, teaching)
 
 
 def _mean_loss(losses: Tensor) -> Tensor:
