@@ -170,7 +170,7 @@ def quality(
     ] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="denoising, likelihood, infill, generation or answers; may be repeated; by default all."),
+        typer.Option(help="denoising, calibration, likelihood, infill, generation or answers; may be repeated."),
     ] = None,
     few_steps: Annotated[bool, typer.Option("--few-steps", help="Also quality against passes a token.")] = False,
     thousand: Annotated[bool, typer.Option("--thousand", help="Also 1000 steps a block, minutes a text.")] = False,

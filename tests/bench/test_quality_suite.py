@@ -273,9 +273,9 @@ def test_a_whole_run_from_the_shell_and_again(folders, tmp_path):
     human = content["generation"]["human"]
     assert "mauve" not in human  # of four texts
     assert human["perplexity ngram"]["value"] < content["generation"]["core, default"]["perplexity ngram"]["value"]
-    assert content["denoising"]["1 first"]["n"] == 4
+    assert content["denoising"]["1 first"]["n"] == content["calibration"]["1st"]["right"]["n"] == 4
     assert set(content["answers"]) >= {"F1, core", "reference, base"}
-    for name in ("quality.md", "quality.json", "quality.png", "quality-few-steps.png"):
+    for name in ("quality.md", "quality.json", "quality.png", "quality-few-steps.png", "quality-calibration.png"):
         assert (tmp_path / "docs" / name).stat().st_size > 0
     assert {row["suite"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]} == {"quality"}
     again = run(*options)

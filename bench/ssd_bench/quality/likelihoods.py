@@ -1,7 +1,7 @@
 """Likelihood of held-out documents: measures what the records lack, and sums it up with intervals.
 
-Three parts: denoising cross-entropy by level, S1 a byte against the base, infilling. Knows the order of things; what
-is measured of a document is `denoising`.
+Four parts: denoising cross-entropy by level, S1 a byte against the base, infilling, calibration. Knows the order of
+things; what is measured of a document is `denoising` and `calibration`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from ssd_diffusion.training.evaluate import LEVELS
-from ssd_kernels.types import F64
+from ssd_kernels.types import F64, I32
 
 from ssd_bench import corpora, floor
 from ssd_bench.console import progress
 from ssd_bench.lines import JsonRecord, LineFile
-from ssd_bench.quality import corpus, denoising
-from ssd_bench.quality.denoising import PLACES, Found
+from ssd_bench.quality import calibration, corpus, denoising
+from ssd_bench.quality.calibration import Sums
+from ssd_bench.quality.denoising import PLACES
 from ssd_bench.quality.judges import AutoregressiveJudge
 from ssd_bench.quality.models import Opened
 from ssd_bench.quality.summary import Figures
@@ -98,6 +99,19 @@ def infill_figures(held: Held) -> Figures:
     }  # fmt: skip
 
 
+def calibration_sums(held: Held) -> dict[str, list[Sums]]:
+    """Sums of every document by place; see `calibration`.
+
+    Raises:
+        ValueError: no held-out document is long enough.
+    """
+    found = _cuts(
+        held, "calibration", calibration.LENGTH,
+        lambda ids: calibration.of_documents(held.core.reading, held.base.reading, ids, seed=held.seed),
+    )  # fmt: skip
+    return {place: [one[place] for one in found] for place in calibration.PLACES}
+
+
 def likelihood_figures(held: Held) -> Figures:
     """Nats a byte of S1 and of the base on the floor suite's spans, difference and ratio.
 
@@ -134,7 +148,7 @@ def _spans(held: Held) -> list[floor.Span]:
     return [found[i] for i in range(held.limit) for found in per_corpus if i < len(found)][: held.limit]
 
 
-def _cuts(held: Held, kind: str, length: int, measure: Callable[[Any], list[Found]]) -> list[Found]:
+def _cuts(held: Held, kind: str, length: int, measure: Callable[[I32], Sequence[JsonRecord]]) -> list[JsonRecord]:
     """Every document's findings, those of an earlier run included."""
     cuts = corpus.cuts(held.core.tokenizer, held.data, length=length, count=held.limit, seed=held.seed)
     records = held.lines(kind, KEY)
@@ -143,10 +157,10 @@ def _cuts(held: Held, kind: str, length: int, measure: Callable[[Any], list[Foun
         for first in range(0, len(missing), ROWS):
             part = missing[first : first + ROWS]
             found = measure(np.stack([cut.tokens for cut in part]))
-            records.add({"document": cut.id, "nats": nats} for cut, nats in zip(part, found, strict=True))
+            records.add({"document": cut.id, "found": one} for cut, one in zip(part, found, strict=True))
             for _ in part:
                 advance()
-    return [(records.get(cut.id) or {})["nats"] for cut in cuts]
+    return [(records.get(cut.id) or {})["found"] for cut in cuts]
 
 
 def _column(found: Sequence[JsonRecord], name: str) -> F64:

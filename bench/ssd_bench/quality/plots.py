@@ -1,4 +1,4 @@
-"""Pictures of the quality suite: perplexity against passes a token, and against diversity.
+"""Pictures of the quality suite: perplexity against passes a token and against diversity, certainty against hits.
 
 Knows figures by name; what they mean is `summary`'s.
 """
@@ -52,6 +52,30 @@ def few_steps(found: Mapping[str, Figures], curve: Sequence[str], path: Path) ->
         axis.set_ylabel(label)
     axes[2].set_yscale("linear")
     _finish(figure, axes, looks, path)
+
+
+def calibration(found: Mapping[str, Sequence[tuple[float, float, int]]], path: Path) -> None:
+    """How often the most probable token is right, over its probability; the larger a point, the more positions.
+
+    Args:
+        found: (mean certainty, hit rate, positions) of every bin, by place.
+        path: the PNG file.
+    """
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(7, 6))
+    axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    for i, (place, bins) in enumerate(found.items()):
+        x, y, n = zip(*bins, strict=True)
+        sizes = [max(8.0, 300.0 * count / sum(n)) for count in n]
+        axis.plot(x, y, color=f"C{i}", linewidth=1, alpha=0.6)
+        axis.scatter(x, y, s=sizes, color=f"C{i}", marker=_MARKERS[i % len(_MARKERS)], label=place)
+    axis.set(xlabel="certainty", ylabel="right", xlim=(0, 1), ylim=(0, 1))
+    axis.grid(alpha=0.3)
+    for handle in axis.legend(fontsize=8, loc="upper left").legend_handles:
+        handle.set_sizes([30])
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
 
 
 def _pyplot() -> Any:

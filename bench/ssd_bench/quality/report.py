@@ -12,6 +12,7 @@ from typing import Any
 from ssd_diffusion.training.evaluate import LEVELS
 
 from ssd_bench import machine
+from ssd_bench.quality.calibration import BLOCK, FIRST, STRIDE, SURE
 from ssd_bench.quality.denoising import PLACES, RIGHT, SPAN
 from ssd_bench.quality.summary import MATCHED, Figures
 from ssd_bench.report import origin, table
@@ -35,6 +36,7 @@ class Report:
         about: models, data and settings in a sentence or two.
         seconds: how long the run took.
         denoising: by "LEVEL PLACE[ conditioned]", and the paired gain as "LEVEL PLACE gain".
+        calibration: figures of certainty by place.
         likelihood: nats a byte of S1 and base, and their difference.
         infill: nats a token, and differences.
         generation: figures by setting; the human continuations are among them.
@@ -48,6 +50,7 @@ class Report:
     about: str
     seconds: float
     denoising: Figures = field(default_factory=dict)
+    calibration: Mapping[str, Figures] = field(default_factory=dict)
     likelihood: Figures = field(default_factory=dict)
     infill: Figures = field(default_factory=dict)
     generation: Mapping[str, Figures] = field(default_factory=dict)
@@ -69,8 +72,8 @@ def markdown(report: Report) -> str:
         "goes on from the records of earlier ones with the same settings; its time is then not that of the whole."
     )
     parts = [
-        head, intro, _denoising(report.denoising), _likelihood(report.likelihood), _infill(report.infill),
-        _generation(report), _few_steps(report), _answers(report.answers),
+        head, intro, _denoising(report.denoising), _calibration(report), _likelihood(report.likelihood),
+        _infill(report.infill), _generation(report), _few_steps(report), _answers(report.answers),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -91,6 +94,30 @@ def _denoising(found: Figures) -> str:
         "the next higher level. At u = 1 a position shows nothing, so there is nothing to condition. This is no "
         "likelihood of a text.",
         table(["", "without self-conditioning", "with", "gained"], rows),
+    ])  # fmt: skip
+
+
+def _calibration(report: Report) -> str:
+    if not report.calibration:
+        return ""
+    first = report.calibration[FIRST]
+    columns = {
+        "confidence": "certainty", "right": "right", "over": "certainty - right", "error": "calibration error",
+        "sure": f"certainty {SURE:g} or more", "right when sure": "right of these", "granted": "the floor grants",
+        "overlap": "shared with the floor",
+    }  # fmt: skip
+    rows = [[place, *(_cell(found.get(name)) for name in columns)] for place, found in report.calibration.items()]
+    return "\n\n".join([
+        "## Certain only when right",
+        f"Every {STRIDE} tokens of {first['right'].n} held-out documents a window of {BLOCK}, true tokens to its left. "
+        "Certainty is the probability of the most probable token, `right` how often the true token is that one. The "
+        "calibration error is the mean distance between the two over ten bins of certainty (it is never quite 0: bins "
+        "are small). Drafts are read through the transition from the true tokens before them. The floor is the row "
+        "that has read all before the position, by which drafts are judged: the probability that it grants the draft, "
+        "and what both distributions share. `own guesses`: all positions of the window hold the model's own draws "
+        "(temperature 1) under noise, which is what acceptance by entropy reads below u = 1.",
+        f"![Certainty against how often it is right]({report.plots['calibration']})",
+        table(["", *columns.values()], rows),
     ])  # fmt: skip
 
 
@@ -238,7 +265,8 @@ def to_json(report: Report, *, seed: int) -> dict[str, Any]:
         **{
             part: _plain(getattr(report, part))
             for part in (
-                "denoising", "likelihood", "infill", "generation", "ratios", "matched", "few_steps", "answers",
+                "denoising", "calibration", "likelihood", "infill", "generation", "ratios", "matched", "few_steps",
+                "answers",
             )
         },
     }  # fmt: skip

@@ -17,7 +17,7 @@ from ssd_diffusion.packaged import ensure
 
 from ssd_bench import corpora
 from ssd_bench.console import console, progress
-from ssd_bench.quality import answers, likelihoods, plots, report, texts
+from ssd_bench.quality import answers, calibration, likelihoods, plots, report, texts
 from ssd_bench.quality.answers import Pair
 from ssd_bench.quality.likelihoods import Held
 from ssd_bench.quality.models import Opened, open_pair
@@ -28,7 +28,7 @@ from ssd_bench.quality.texts import Lengths
 from ssd_bench.runs import Outcome, publish
 from ssd_bench.stats import bootstrap, paired_bootstrap
 
-PARTS = ("denoising", "likelihood", "infill", "generation", "answers")
+PARTS = ("denoising", "calibration", "likelihood", "infill", "generation", "answers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +120,11 @@ def _measured(held: Held, options: Options) -> Report:
     wanted = options.parts or PARTS
     asked = _asked(held, options) if "answers" in wanted else []
     found = Report(about="", seconds=0.0)
+    options.out.mkdir(parents=True, exist_ok=True)
     if "denoising" in wanted:
         found = replace(found, denoising=likelihoods.denoising_figures(held))
+    if "calibration" in wanted:
+        found = _calibrated(found, held, options)
     if "likelihood" in wanted:
         found = replace(found, likelihood=likelihoods.likelihood_figures(held))
     if "infill" in wanted:
@@ -133,9 +136,18 @@ def _measured(held: Held, options: Options) -> Report:
     return found
 
 
+def _calibrated(found: Report, held: Held, options: Options) -> Report:
+    sums = likelihoods.calibration_sums(held)
+    name = "quality-calibration.png"
+    plots.calibration({place: calibration.curve(rows) for place, rows in sums.items()}, options.out / name)
+    return replace(
+        found, calibration={place: calibration.figures(rows) for place, rows in sums.items()},
+        plots={**found.plots, "calibration": name},
+    )  # fmt: skip
+
+
 def _generated(found: Report, held: Held, options: Options, *, main: bool) -> Report:
     lengths, encoder = Lengths(prefix=options.prefix, tokens=options.tokens), _encoder(options.home)
-    options.out.mkdir(parents=True, exist_ok=True)
     if main:
         settings = (*SETTINGS, THOUSAND) if options.thousand else SETTINGS
         samples = texts.samples(held, settings, lengths, encoder)

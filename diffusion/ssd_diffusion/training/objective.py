@@ -213,7 +213,7 @@ def _block_losses(
     draft = (blind & (u.roll(1, dims=-1) > 0) & (torch.arange(batch.block, device=u.device) > 0))[wanted]
     if model.transition is not None:
         chosen = draft & (torch.rand(draft.shape, generator=generator, device=u.device) < options.drafted)
-        last, before = (_token_before(batch, distance)[wanted] for distance in (1, 2))
+        last, before = (tokens_before(batch, distance)[wanted] for distance in (1, 2))
         added = model.transition(model.embed(last[chosen]), model.embed(before[chosen]))
         states = states.index_add(0, torch.nonzero(chosen).flatten(), added.to(states.dtype))
     # What the model wrote itself is no truth about language: there the clean half teaches alone.
@@ -233,7 +233,7 @@ def _nothing_to_the_right(u: Tensor) -> Tensor:
     return ~partial & ~known
 
 
-def _token_before(batch: Batch, distance: int) -> Tensor:
+def tokens_before(batch: Batch, distance: int) -> Tensor:
     """The token so many places before each block position. [R, N, B]"""
     where = (batch.starts.clamp(min=0)[..., None] + torch.arange(batch.block, device=batch.starts.device)) - distance
     rows = torch.arange(len(batch.tokens), device=batch.starts.device)[:, None, None]
