@@ -99,11 +99,10 @@ def base_folder(base: str, home: Path, out: Path) -> Path:
 
 
 def open_base(source: Path) -> Ssd2Model:
-    """A base to train, in float32: a model folder of ours with its diffusion maps, or a plain decoder."""
-    if (source / "model.json").is_file():
-        return folder.load(source)[0]
-    model = folder.from_pretrained(source)
-    model.make_state_legible()
+    """A base to train, in float32: a model folder of ours or a plain decoder, with maps that can read states."""
+    model = folder.load(source)[0] if (source / "model.json").is_file() else folder.from_pretrained(source)
+    if model.maps_untouched:
+        model.make_state_legible()
     return model
 
 

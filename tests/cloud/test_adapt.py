@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ssd_cloud import adapt as adapting
-from ssd_cloud.adapt import adapt, base_folder
+from ssd_cloud.adapt import adapt, base_folder, open_base
 from ssd_cloud.adapt_options import AdaptOptions
 from ssd_cloud.cli.main import main
 from ssd_cloud.instruct import instruct
@@ -113,6 +114,17 @@ def test_base_from_a_hub_without_tokenizer_json(tmp_path: Path, text: Path, monk
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Slow)
     made = adapt(options(tmp_path, text, base="someone/tiny", evaluation_rows=0, steps=1), tmp_path)
     assert load(made.folder)[1].hidden == 16
+
+
+@pytest.mark.parametrize("learned", [0.0, 0.3])
+def test_new_maps_start_legible_and_learned_ones_stay(tmp_path: Path, learned: float) -> None:
+    """The packaged base is a model folder too, with maps that nothing was ever trained."""
+    path = write_tiny(tmp_path / "base", learned=learned)
+    stored, opened = load(path)[0], open_base(path)
+    assert stored.maps_untouched == (learned == 0.0)
+    assert torch.equal(opened.w_diff.weight, stored.w_diff.weight) == (learned > 0.0)
+    mean = opened.mean_embedding
+    assert (float(opened.w_diff(mean).detach().norm()) < 1e-4 * float(mean.norm())) == (learned == 0.0)
 
 
 def test_packaged_means_the_plain_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

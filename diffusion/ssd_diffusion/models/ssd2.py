@@ -93,6 +93,12 @@ class Ssd2Model(nn.Module):
             self.w_diff.weight.copy_(scale * (eye - torch.outer(mean, mean)))
 
     @property
+    def maps_untouched(self) -> bool:
+        """True where w_diff and w_time are still what a new model has, and no training has been at them."""
+        eye = torch.eye(self.hidden_size, dtype=self.w_diff.weight.dtype, device=self.w_diff.weight.device)
+        return torch.equal(self.w_diff.weight, eye) and not any(bool(p.any()) for p in self.w_time.parameters())
+
+    @property
     def table(self) -> Tensor:
         """Input embeddings E of the true vocabulary. [V, H]"""
         weight: Tensor = self.causal.get_input_embeddings().weight  # type: ignore[operator]

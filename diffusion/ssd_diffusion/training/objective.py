@@ -57,7 +57,7 @@ class ObjectiveOptions:
 
 
 LOOK_AHEAD = ObjectiveOptions(
-    levels=LevelMix(hidden=0.7, accepted=0.2, decoding=0.0, uniform=0.1),
+    levels=LevelMix(hidden=0.55, accepted=0.15, decoding=0.1, uniform=0.2),
     conditioned=0.0, taught=0.7, clean_weight=0.5, clean_share=0.5,
 )  # fmt: skip
 """For models that draft: mostly windows of which nothing is known yet."""
