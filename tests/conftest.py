@@ -2,6 +2,12 @@
 
 import signal
 
+from hypothesis import settings
+
 # A shell starts background jobs with Ctrl-C ignored, and programs started by the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine makes a test slow, not wrong.
+settings.register_profile("ssd2", deadline=None)
+settings.load_profile("ssd2")

@@ -482,7 +482,7 @@ def test_declared_html_encoding() -> None:
 
 
 @given(st.binary(max_size=300), st.sampled_from(["txt", "md", "rst", "html", "eml", "mbox", "py", "", "xyz"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_give_text_or_a_reason(data: bytes, suffix: str) -> None:
     try:
         found = extract(f"x.{suffix}" if suffix else "x", data, Limits())
@@ -559,7 +559,7 @@ def test_near_duplicates_are_left_out_and_named() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(0, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_removed_is_what_the_definition_says(seed: int, changes: int) -> None:
     base, other = essay(seed, 120), essay(seed, 120)
     for place_ in random.Random(seed + 1).sample(range(120), changes):

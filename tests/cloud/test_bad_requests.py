@@ -280,7 +280,7 @@ def mutate(message: bytes, cuts: list[tuple[int, bytes]]) -> bytes:
     return message
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.tuples(st.integers(0, 200), st.binary(min_size=1, max_size=4)), max_size=4))
 def test_a_mutated_open_is_read_or_refused(fake_engine, device_open, cuts):
     spec, limits = spec_and_limits(fake_engine)
@@ -298,7 +298,7 @@ def test_a_mutated_open_is_read_or_refused(fake_engine, device_open, cuts):
     assert 1 <= opened.params.block <= spec.max_block
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     step=STEP, positions=st.integers(1, 8), multi_hot=st.booleans(), decoder=st.sampled_from(["window", "ar", "ssdlm"])
 )
@@ -314,7 +314,7 @@ def test_any_step_is_read_or_refused(fake_engine, step, positions, multi_hot, de
     assert record.w_hat.ids.max() < spec.vocab
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEP, max_size=4), history=st.lists(STEP, max_size=3))
 def test_random_steps_never_crash_the_service(fake_engine, device_open, start_node, steps, history):
     async def scenario() -> None:

@@ -129,7 +129,7 @@ def test_a_review_sees_the_exact_rows_alone(make_engine: Callable, make_member: 
 # ---- leniency ----
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), leniency=st.floats(0.0, 1.0), temperature=st.sampled_from([0.5, 1.0, 1.3]))
 def test_what_stands_is_what_the_rule_says(seed: int, leniency: float, temperature: float) -> None:
     rng = np.random.default_rng(seed)
@@ -216,7 +216,7 @@ def test_a_gap_in_the_flags_is_refused() -> None:
 # ---- layout and transition ----
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cached=st.integers(0, 4), pending=st.integers(0, 3), drafts=st.integers(0, 3), ahead=st.integers(0, 3)
 )  # fmt: skip

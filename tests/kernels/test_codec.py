@@ -105,7 +105,7 @@ def slow_decode(row, spec, tail_logp):
     scale=st.sampled_from([0.0, 0.5, 3.0, 20.0]),
     seed=st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_top_k_round_trip(b, v, k, residual, scale, seed):
     x = rows_of(b, v, seed, scale)
     tail = rows_of(1, v, seed + 1, 2.0)[0]
@@ -272,7 +272,7 @@ def test_decode_refuses_bad_settings():
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_corrupted_bytes_never_give_anything_but_rows_or_a_codec_error(data):
     spec = CodecSpec(k=20, residual=0.01)
     good = bytearray(encode(rows_of(3, 67), spec))
@@ -288,7 +288,7 @@ def test_corrupted_bytes_never_give_anything_but_rows_or_a_codec_error(data):
 
 
 @given(noise=st.binary(max_size=80))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_random_bytes(noise):
     try:
         got = decode(noise, rows=1, vocab=300, spec=CodecSpec(k=64))

@@ -39,7 +39,7 @@ def slow_fuse(core, private, public, lam, alpha, top_p):
 
 
 @given(logits=LOGITS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_log_softmax_and_entropy(logits):
     want = np.array([slow_lsm(r) for r in logits])
     for backend in ("numpy", "numba"):

@@ -37,7 +37,7 @@ def slow_nucleus(row, top_p, temperature):
 
 
 @given(rows=st.one_of(SMOOTH, TIED), top_p=st.floats(0.01, 0.999), temperature=st.sampled_from([0.3, 1.0, 2.5]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_nucleus_by_definition_and_equal_on_backends(rows, top_p, temperature):
     masks = [nucleus_mask(rows, top_p, temperature=temperature, backend=b) for b in ("numpy", "numba")]
     np.testing.assert_array_equal(*masks)

@@ -34,7 +34,7 @@ def states(draw):
 
 
 @given(state=states(), key=st.integers(0, 2**64 - 1), step=st.integers(0, 50), k=st.sampled_from([5.0, 1.5]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_renoise_is_the_equation(state, key, step, k):
     vocab, rows, alpha_bar, positions = state
     args = dict(noise_key=key, positions=positions, step=step, block=1, vocab=vocab, k=k)

@@ -40,8 +40,8 @@ class ObjectiveOptions:
         taught: share of the next-token distribution of the clean half, which has read everything before a position, in
             the targets of drafted positions: those of blocks that hold nothing between clean and pure noise.
         drafted: share of these positions whose logits the model's transition is added to, where it has one.
-        kept: share of the unadapted decoder's next-token distribution in the targets of the clean half of text, so
-            that the core goes on writing as the decoder does.
+        kept: share of the unadapted decoder's next-token distribution in the targets of the clean half, so that the
+            core goes on writing and reading as the decoder does; not where the text is the model's own.
         shift: whether a position is predicted by the state before it, as engines read it; False is for comparisons.
     """
 
@@ -170,7 +170,7 @@ def batch_loss(model: Ssd2Model, batch: Batch, options: ObjectiveOptions, seed: 
         )
     else:
         noisy = first_input(model, batch, u, generator)
-    before_adapter = _unadapted(model, batch) if options.kept and batch.origin == "text" else None
+    before_adapter = _unadapted(model, batch) if options.kept and batch.origin != "own" else None
     hidden = hidden_states(model, batch, noisy)
     wanted = targets_mask(batch) & (u > 0)
     losses = _block_losses(model, batch, hidden, u, wanted, options, generator)

@@ -45,7 +45,7 @@ def test_runs_ignore_case_and_marks(text: str):
     assert np.all(plain[1:] > plain[:-1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from("abcdefghij"), max_size=40), st.integers(1, 9))
 def test_runs_are_those_of_the_words(letters: list[str], length: int):
     wanted = {tuple(letters[i : i + length]) for i in range(len(letters) - length + 1)}

@@ -160,7 +160,7 @@ def test_questions_without_passages():
     assert json.loads(json.dumps(row)) == row
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text("abc DEF.", min_size=1, max_size=400), max_size=9), st.text("abc ", max_size=20))
 def test_a_window_is_a_short_part_of_the_passage(parts: list[str], question: str):
     passage = " ".join(parts)

@@ -26,7 +26,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return np.asarray(e / e.sum(-1, keepdims=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), frozen=st.booleans(), biased=st.booleans())
 def test_taught_loss_is_the_equation(seed: int, frozen: bool, biased: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -93,14 +93,15 @@ def test_kept_pulls_text_back_to_the_unadapted_decoder(make_model: Make) -> None
     assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
 
 
-def test_kept_needs_an_adapter_and_leaves_answers_alone(make_model: Make) -> None:
+def test_kept_needs_an_adapter_and_leaves_own_text_alone(make_model: Make) -> None:
     model = make_model("llama").float()
     options = ObjectiveOptions(levels=HIDDEN, conditioned=0.0, kept=0.5)
-    with pytest.raises(TrainingError, match="no adapter"):
-        batch_loss(model, rows().batch(0), options, (1, 2))
     pairs = [data.Pair(range(3, 20), range(30, 42))]
     answers = data.InstructionRows(pairs, length=64, block=6, rows=1, seed=1, eos=0)
-    assert np.isfinite(batch_loss(model, answers.batch(0), options, (1, 2)).noisy)
+    for batch in (rows().batch(0), answers.batch(0)):
+        with pytest.raises(TrainingError, match="no adapter"):
+            batch_loss(model, batch, options, (1, 2))
+    assert np.isfinite(batch_loss(model, rows("own").batch(0), options, (1, 2)).noisy)
 
 
 def test_sets_of_answer_blocks_begin_before_the_response() -> None:
