@@ -18,6 +18,8 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.objective import (
     block_hidden,
+    causal_hidden,
+    clean_hidden,
     conditioned_input,
     first_input,
     hidden_states,
@@ -76,7 +78,7 @@ def of_documents(model: Ssd2Model, base: Ssd2Model, tokens: I32, *, seed: int) -
     starts = CONTEXT + STRIDE * torch.arange(WINDOWS)
     batch = Batch(ids, starts.expand(len(ids), -1), torch.ones_like(ids) > 0, BLOCK)
     hidden = _blind(model, batch, seed)
-    floor = _floor(batch, hidden)
+    floor = clean_hidden(batch, hidden)
     blind = block_hidden(batch, hidden)
     first = _read(model, blind[:, :, :1], floor[:, :, :1], truth(batch)[:, :, :1])
     drafted = _read(model, _through_transition(model, batch, blind), floor, truth(batch))
@@ -94,12 +96,6 @@ def _blind(model: Ssd2Model, batch: Batch, seed: int) -> Tensor:
     """Last hidden states with all window positions at u = 1. [R, n + N (B + 1), H]"""
     u = torch.ones(*batch.starts.shape, BLOCK)
     return hidden_states(model, batch, first_input(model, batch, u, torch.Generator().manual_seed(seed)))
-
-
-def _floor(batch: Batch, hidden: Tensor) -> Tensor:
-    """States of the clean half that predict the window positions. [R, N, B, H]"""
-    where = batch.starts[..., None] - 1 + torch.arange(BLOCK)
-    return hidden[torch.arange(len(hidden))[:, None, None], where]
 
 
 def _through_transition(model: Ssd2Model, batch: Batch, states: Tensor) -> Tensor:
@@ -121,11 +117,7 @@ def _over_own_guesses(model: Ssd2Model, batch: Batch, level: float, seed: int) -
 
 def _base(base: Ssd2Model, batch: Batch) -> Read:
     """The base's own next token at the windows' first positions."""
-    length = batch.tokens.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril().expand(len(batch.tokens), -1, -1)
-    places = torch.arange(length).expand(len(batch.tokens), -1)
-    hidden, _ = base.forward_pass(base.embed(batch.tokens), places, causal, keep=False)
-    states = _floor(batch, hidden)[:, :, :1]
+    states = clean_hidden(batch, causal_hidden(base, batch.tokens))[:, :, :1]
     return _read(base, states, states, truth(batch)[:, :, :1])
 
 

@@ -94,7 +94,7 @@ class Ssd2Model(nn.Module):
 
     @property
     def maps_untouched(self) -> bool:
-        """True where w_diff and w_time are still what a new model has, and no training has been at them."""
+        """True where w_diff and w_time are those of a new model: the identity and zero."""
         eye = torch.eye(self.hidden_size, dtype=self.w_diff.weight.dtype, device=self.w_diff.weight.device)
         return torch.equal(self.w_diff.weight, eye) and not any(bool(p.any()) for p in self.w_time.parameters())
 

@@ -18,7 +18,15 @@ from torch import Tensor
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training.data import Batch, Rows
 from ssd_diffusion.training.loss import head_losses
-from ssd_diffusion.training.objective import NoisyInput, block_hidden, first_input, hidden_states, targets_mask, truth
+from ssd_diffusion.training.objective import (
+    NoisyInput,
+    block_hidden,
+    causal_hidden,
+    first_input,
+    hidden_states,
+    targets_mask,
+    truth,
+)
 
 LEVELS = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2)
 S2_BAND = (0.4, 1.0)
@@ -76,11 +84,8 @@ def anchor_losses(model: Ssd2Model, tokens: Tensor) -> Tensor:
 @torch.inference_mode()
 def next_token_losses(model: Ssd2Model, tokens: Tensor) -> Tensor:
     """Plain causal next-token losses. [R, n - 1]"""
-    rows, length = tokens.shape
-    allowed = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1)
-    places = torch.arange(length, device=tokens.device).expand(rows, -1)
-    hidden, _ = model.forward_pass(model.embed(tokens), places, allowed, keep=False)
-    return head_losses(model, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).view(rows, length - 1)
+    hidden = causal_hidden(model, tokens)
+    return head_losses(model, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).view(len(tokens), -1)
 
 
 @torch.inference_mode()

@@ -105,6 +105,7 @@ def token_losses(
 
 def head_losses(model: Ssd2Model, hidden: Tensor, targets: Tensor, teaching: Teaching | None = None) -> Tensor:
     """`token_losses` under a model's own head, over its true vocabulary. [N, width], [N] -> [N]"""
+    # To the type checker an attribute of a module is a tensor or a module, and neither is called.
     head: Any = model.causal.get_output_embeddings()  # type: ignore[operator]
     bias = None if head.bias is None else head.bias[: model.vocab]
     return token_losses(hidden, head.weight[: model.vocab], bias, targets, teaching)

@@ -110,6 +110,22 @@ def hidden_states(model: Ssd2Model, batch: Batch, noisy: NoisyInput) -> Tensor:
     return one_pass(model, inputs, places, blocks_of(length, batch.starts, noisy.u))
 
 
+def causal_hidden(model: Ssd2Model, tokens: Tensor) -> Tensor:
+    """Last hidden states of clean tokens alone. [R, n] -> [R, n, H]"""
+    rows, length = tokens.shape
+    places = torch.arange(length, device=tokens.device).expand(rows, -1)
+    allowed = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1)
+    hidden, _ = model.forward_pass(model.embed(tokens), places, allowed, keep=False)
+    return hidden
+
+
+def clean_hidden(batch: Batch, hidden: Tensor) -> Tensor:
+    """The states of the clean half that predict each block position; they have read all before it. [R, N, B, H]"""
+    where = batch.starts.clamp(min=1)[..., None] - 1 + torch.arange(batch.block, device=batch.starts.device)
+    rows = torch.arange(len(batch.tokens), device=batch.starts.device)[:, None, None]
+    return hidden[rows, where]
+
+
 def block_hidden(batch: Batch, hidden: Tensor, *, shift: bool = True) -> Tensor:
     """The states that predict each block position: the one before it, or without the shift its own. [R, N, B, H]"""
     index = query_index(batch.tokens.shape[1], batch.starts.shape[1], batch.block, hidden.device)
@@ -184,7 +200,7 @@ def batch_loss(model: Ssd2Model, batch: Batch, options: ObjectiveOptions, seed: 
 def _unadapted(model: Ssd2Model, batch: Batch) -> Tensor:
     """Last hidden states of the decoder without its adapter over the clean half. [R, n, H]"""
     with without_adapter(model):
-        return _causal_hidden(model, batch)
+        return causal_hidden(model, batch.tokens)
 
 
 def _clean_losses(
@@ -220,9 +236,7 @@ def _block_losses(
     taught = blind[wanted].float() if batch.origin == "own" else options.taught * draft.float()
     if not bool(taught.any()):
         return head_losses(model, states, targets)
-    where = batch.starts.clamp(min=1)[..., None] - 1 + torch.arange(batch.block, device=u.device)
-    rows = torch.arange(len(batch.tokens), device=u.device)[:, None, None]
-    teacher = hidden[rows, where][wanted].detach()
+    teacher = clean_hidden(batch, hidden)[wanted].detach()
     return head_losses(model, states, targets, Teaching(teacher, taught))
 
 
@@ -241,20 +255,11 @@ def tokens_before(batch: Batch, distance: int) -> Tensor:
 
 
 def _next_token_loss(model: Ssd2Model, batch: Batch) -> BatchLoss:
-    hidden = _causal_hidden(model, batch)
+    hidden = causal_hidden(model, batch.tokens)
     wanted = batch.supervised[:, 1:]
     losses = head_losses(model, hidden[:, :-1][wanted], batch.tokens[:, 1:][wanted])
     mean = _mean_loss(losses)
     return BatchLoss(mean, float("nan"), float(mean.detach()), 0, len(losses))
-
-
-def _causal_hidden(model: Ssd2Model, batch: Batch) -> Tensor:
-    """Last hidden states of the tokens alone. [R, n, H]"""
-    rows, length = batch.tokens.shape
-    places = torch.arange(length, device=batch.tokens.device).expand(rows, -1)
-    allowed = torch.ones(length, length, dtype=torch.bool, device=batch.tokens.device).tril().expand(rows, -1, -1)
-    hidden, _ = model.forward_pass(model.embed(batch.tokens), places, allowed, keep=False)
-    return hidden
 
 
 def _mean_loss(losses: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training import data, lora
 from ssd_diffusion.training.noise import LevelMix
-from ssd_diffusion.training.objective import ObjectiveOptions, _nothing_to_the_right, batch_loss
+from ssd_diffusion.training.objective import ObjectiveOptions, _nothing_to_the_right, batch_loss, causal_hidden
 
 Make = Callable[..., Ssd2Model]
 HIDDEN = LevelMix(hidden=1.0, accepted=0.0, decoding=0.0, uniform=0.0)
@@ -53,18 +53,11 @@ def test_nothing_to_learn_from_own_text_once_drafts_are_right(make_model: Make) 
     # One block a row, so that the first position's target is what the anchor says itself.
     batch = replace(batch, starts=batch.starts[:, :1], block=1)
     found = batch_loss(model, batch, ObjectiveOptions(levels=HIDDEN, conditioned=0.0), (1, 2))
-    hidden = torch.stack([_clean_hidden(model, batch)[r, batch.starts[r, 0] - 1] for r in range(2)])
+    read = causal_hidden(model, batch.tokens).detach()
+    hidden = torch.stack([read[r, batch.starts[r, 0] - 1] for r in range(2)])
     p = torch.softmax(model.logits(hidden), dim=-1)
     entropy = -(p * p.log()).sum(-1).mean()
     assert found.noisy == pytest.approx(float(entropy.detach()), abs=2e-3)
-
-
-def _clean_hidden(model: Ssd2Model, batch: data.Batch) -> torch.Tensor:
-    n = batch.tokens.shape[1]
-    allowed = torch.ones(n, n, dtype=torch.bool).tril().expand(len(batch.tokens), -1, -1)
-    places = torch.arange(n).expand(len(batch.tokens), -1)
-    with torch.no_grad():
-        return model.forward_pass(model.embed(batch.tokens), places, allowed, keep=False)[0]
 
 
 def test_kept_pulls_text_back_to_the_unadapted_decoder(make_model: Make) -> None:
