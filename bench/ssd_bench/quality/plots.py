@@ -15,6 +15,7 @@ from ssd_bench.stats import Interval
 
 _JUDGES = {"perplexity ar": "perplexity, judged by the base", "perplexity ngram": "perplexity, judged by the 5-gram"}
 _MARKERS = "osD^v<>PX*"
+LEAST_POSITIONS = 10
 
 
 class Look(NamedTuple):
@@ -57,6 +58,8 @@ def few_steps(found: Mapping[str, Figures], curve: Sequence[str], path: Path) ->
 def calibration(found: Mapping[str, Sequence[tuple[float, float, int]]], path: Path) -> None:
     """How often the most probable token is right, over its probability; the larger a point, the more positions.
 
+    Bins of fewer than LEAST_POSITIONS are left out: their hit rate is chance.
+
     Args:
         found: (mean certainty, hit rate, positions) of every bin, by place.
         path: the PNG file.
@@ -65,11 +68,12 @@ def calibration(found: Mapping[str, Sequence[tuple[float, float, int]]], path: P
     figure, axis = pyplot.subplots(figsize=(7, 6))
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
     for i, (place, bins) in enumerate(found.items()):
-        x, y, n = zip(*bins, strict=True)
-        sizes = [max(8.0, 300.0 * count / sum(n)) for count in n]
+        shown = [one for one in bins if one[2] >= LEAST_POSITIONS]
+        x, y = [one[0] for one in shown], [one[1] for one in shown]
+        sizes = [max(8.0, 300.0 * one[2] / sum(n for _, _, n in bins)) for one in shown]
         axis.plot(x, y, color=f"C{i}", linewidth=1, alpha=0.6)
         axis.scatter(x, y, s=sizes, color=f"C{i}", marker=_MARKERS[i % len(_MARKERS)], label=place)
-    axis.set(xlabel="certainty", ylabel="right", xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlabel="certainty", ylabel="right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.grid(alpha=0.3)
     for handle in axis.legend(fontsize=8, loc="upper left").legend_handles:
         handle.set_sizes([30])

@@ -14,6 +14,7 @@ from ssd_diffusion.training.evaluate import LEVELS
 from ssd_bench import machine
 from ssd_bench.quality.calibration import BLOCK, FIRST, STRIDE, SURE
 from ssd_bench.quality.denoising import PLACES, RIGHT, SPAN
+from ssd_bench.quality.plots import LEAST_POSITIONS
 from ssd_bench.quality.summary import MATCHED, Figures
 from ssd_bench.report import origin, table
 from ssd_bench.results import Row
@@ -115,7 +116,8 @@ def _calibration(report: Report) -> str:
         "are small). Drafts are read through the transition from the true tokens before them. The floor is the row "
         "that has read all before the position, by which drafts are judged: the probability that it grants the draft, "
         "and what both distributions share. `own guesses`: all positions of the window hold the model's own draws "
-        "(temperature 1) under noise, which is what acceptance by entropy reads below u = 1.",
+        "(temperature 1) under noise, which is what acceptance by entropy reads below u = 1. The picture leaves out "
+        f"bins of fewer than {LEAST_POSITIONS} positions.",
         f"![Certainty against how often it is right]({report.plots['calibration']})",
         table(["", *columns.values()], rows),
     ])  # fmt: skip
