@@ -30,6 +30,8 @@ from ssd_cloud.errors import DataError, UsageError
 
 Progress = Callable[[str, float], None]
 MEBI = 1_000_000.0
+_MOST_ROWS = {"boolq": 2500, "questions": 500}
+"""Of two large sets of pairs, so that no kind of question outweighs the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +234,7 @@ def _write_pairs(
         for half, kept in chosen.items():
             if kept:
                 kept.sort(key=lambda row: place(json.dumps(row["messages"]), seed, "order"))
+                kept = kept[: _MOST_ROWS.get(name)]
                 path = scratch / half / "pairs" / f"{name}.jsonl"
                 _write_rows(path, kept)
                 report[f"{half}/{name}"] = {"rows": len(kept), "bytes": path.stat().st_size}
@@ -254,7 +257,7 @@ def _pair_files(parts: list[_Part], seed: int) -> Iterator[tuple[str, Iterator[t
         elif source.form == "stories":
             yield source.name, _both(halves, lambda ds, qs, o=origin: conversations.of_stories(qs, ds, o, o[0], seed))
         elif source.form == "dialogues":
-            yield source.name, _both(halves, lambda _, qs, o=origin: conversations.of_dialogues(qs, o, o[0]))
+            yield source.name, _both(halves, lambda _, qs, o=origin: conversations.of_dialogues(qs, o, o[0], seed))
         elif source.form == "yes-no":
             yield source.name, _both(halves, lambda ds, qs, o=origin: pairs.from_questions(qs, ds, o, o[0], seed))
         elif source.form == "open-questions":

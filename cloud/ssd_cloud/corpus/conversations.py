@@ -15,12 +15,14 @@ from ssd_cloud.corpus import facts, pairs
 from ssd_cloud.corpus.model import Document, Question
 from ssd_cloud.corpus.pairs import UNKNOWN, Labelled, Row, content_words, notes_message, place_of, row_of, sentence_case
 
-INVENTED = 6000
+INVENTED = 1200
 MOST_TURNS = 8
 _CHUNK_CHARS, _NOTES_CHARS = 1400, 2400
 _PROSE_SHARE = 0.4
 """Of invented notes, those whose facts stand among sentences of real text."""
 _ANSWER_CHARS = 300
+_OPEN_KEPT = 0.06
+"""Share of a dialogue's open questions that stay: about one turn in a hundred."""
 _IN_CHUNK = 0.5
 """Share of an answer's words that the part of a story must hold."""
 
@@ -76,19 +78,21 @@ def of_stories(
                 yield row_of(_messages(shown, some), origin, dataset)
 
 
-def of_dialogues(asked: Sequence[Question], origin: tuple[str, str], dataset: str) -> Iterator[Row]:
-    """Conversations in the order in which people had them; no answer means that the notes leave the question open.
+def of_dialogues(asked: Sequence[Question], origin: tuple[str, str], dataset: str, seed: int) -> Iterator[Row]:
+    """Conversations in the order in which people had them, without most of those that the notes leave open.
 
     Args:
         asked: questions with their passages, in order.
         origin: source and licence.
         dataset: what the rows are marked with.
+        seed: of every choice.
     """
+    rng = np.random.default_rng([seed, 7])
     for passage, questions in _by_passage(asked):
         turns = [
             (sentence_case(one.question, "?"), sentence_case(one.answer, ".") if one.answer else UNKNOWN)
             for one in questions
-            if len(one.answer) <= _ANSWER_CHARS
+            if len(one.answer) <= _ANSWER_CHARS and (one.answer or rng.random() < _OPEN_KEPT)
         ]
         if turns and len(passage) <= _NOTES_CHARS:
             yield row_of(_messages([Labelled("Article", passage)], turns[:MOST_TURNS]), origin, dataset)

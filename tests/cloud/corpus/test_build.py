@@ -103,6 +103,15 @@ def test_what_a_build_writes(tmp_path: Path, run_build: Build, tokenizer: Tokeni
     assert 0 <= stages[0][1] <= stages[-1][1] <= 1
 
 
+def test_no_kind_of_pairs_outweighs_the_others(tmp_path: Path, run_build: Build, monkeypatch: pytest.MonkeyPatch):
+    run_build("all")
+    monkeypatch.setattr(building, "_MOST_ROWS", {"boolq": 3})
+    card = run_build("few")
+    every, few = (rows(tmp_path / name / "train" / "pairs" / "boolq.jsonl") for name in ("all", "few"))
+    assert few == every[:3]
+    assert card["pairs"]["train/boolq"]["rows"] == 3 < len(every)
+
+
 def test_training_reads_what_a_build_writes(tmp_path: Path, run_build: Build):
     card = run_build()
     items = list(read_items((tmp_path / "out" / "train",)))

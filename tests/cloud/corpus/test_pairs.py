@@ -94,7 +94,8 @@ def articles(english) -> list[Document]:
     ]
 
 
-def test_most_notes_hold_the_answer_and_the_others_say_that_they_do_not(english):
+def test_most_notes_hold_the_answer_and_the_others_say_that_they_do_not(english, monkeypatch):
+    monkeypatch.setattr(pairs, "UNKNOWN_SHARE", 0.08)  # enough of them to count
     rows = list(pairs.from_articles(articles(english), ORIGIN, 0))
     noted = [row["messages"] for row in rows if len(row["messages"]) == 3]
     plain = [row["messages"] for row in rows if len(row["messages"]) == 2]
@@ -141,7 +142,8 @@ def test_yes_and_no_are_followed_by_the_sentence_that_says_so(english):
     assert "made" not in rows[0]
 
 
-def test_passages_without_titles_stand_beside_others_but_not_beside_themselves(english):
+def test_passages_without_titles_stand_beside_others_but_not_beside_themselves(english, monkeypatch):
+    monkeypatch.setattr(pairs, "UNKNOWN_SHARE", 0.08)
     stories = [Document("", english(i, 4)) for i in range(40)]
     questions = [Question(f"Who came in {i}?", f"{one.text.split()[1]} {one.text[-9:]}", "", one.text)
                  for i, one in enumerate(stories)]  # fmt: skip
