@@ -8,7 +8,7 @@ from ssd_diffusion.training.noise import LevelMix
 from ssd_diffusion.training.objective import LOOK_AHEAD, ObjectiveOptions
 
 USUAL = "as trained"
-LENGTH, BLOCK = 192, 6
+LENGTH, BLOCK = 192, 8
 _BACKWARD = 2.0
 """Of a pass with gradients, beside the forward pass."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ssd_diffusion.tokenizer import Tokenizer
 
-from ssd_cloud.corpus import conversations, pairs, registry, sets
+from ssd_cloud.corpus import conversations, pairs, readings, registry, sets
 from ssd_cloud.corpus import fetch as fetching
 from ssd_cloud.corpus.card import Line, write_card
 from ssd_cloud.corpus.dedupe import HeldOut, distinct
@@ -266,6 +266,16 @@ def _pair_files(parts: list[_Part], seed: int) -> Iterator[tuple[str, Iterator[t
         prose = [d for part in parts if part.source.form in ("leads", "yes-no") for d in part.train]
         invented = conversations.invented(conversations.INVENTED, prose, seed)
         yield "inventions", (("heldout" if i % 100 == 0 else "train", row) for i, row in enumerate(invented))
+        yield "readings", _readings(parts, seed)
+
+
+def _readings(parts: list[_Part], seed: int) -> Iterator[tuple[str, pairs.Row]]:
+    """Questions about every source of prose: the held-out documents for one half, the others for the other."""
+    prose = [part for part in parts if part.source.form != "dictionary"]
+    for half, count in (("train", readings.READINGS), ("heldout", readings.READINGS // 50)):
+        given = [((p.source.name, p.source.licence), p.train if half == "train" else p.held) for p in prose]
+        for row in readings.of_documents(given, count, seed):
+            yield half, row
 
 
 def _both(halves: dict[str, Any], make: Callable[..., Iterator[pairs.Row]]) -> Iterator[tuple[str, pairs.Row]]:
