@@ -11,15 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ssd_cloud.corpus.model import Document
-from ssd_cloud.corpus.words import words
+from ssd_diffusion.training.reading import COMMON_WORDS
 
-COMMON_WORDS = frozenset(
-    words(
-        "the of and to a in is that it for was on are as with be by at this from or an have not which you if "
-        "can but will all they his has he when one more use used their we there any other than may i"
-    )
-)
+from ssd_cloud.corpus.model import Document
+
 LEAST_COMMON_SHARE = 0.18  # of words; English prose has about 0.4, lists of names and other languages under 0.1
 LEAST_LETTER_SHARE = 0.68  # letters among what is not blank; tables and code have less
 MOST_REPEATED_SHARE = 0.3  # lines that stand in the text before

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from ssd_diffusion.training.reading import content_words, sentences
 
 from ssd_cloud.corpus import facts, pairs
 from ssd_cloud.corpus.model import Document, Question
-from ssd_cloud.corpus.pairs import UNKNOWN, Labelled, Row, content_words, notes_message, place_of, row_of, sentence_case
+from ssd_cloud.corpus.pairs import UNKNOWN, Labelled, Row, notes_message, place_of, row_of, sentence_case
 
 INVENTED = 1200
 MOST_TURNS = 8
@@ -131,8 +132,8 @@ def _among(rng: np.random.Generator, text: str, prose: Sequence[Document]) -> st
     """A note, at times with sentences of a real text before, between and behind its own."""
     if not prose or "\n" in text or rng.random() >= _PROSE_SHARE:
         return text
-    other = facts.sentences(prose[int(rng.integers(len(prose)))].text)[:4]
-    lines = facts.sentences(text)
+    other = sentences(prose[int(rng.integers(len(prose)))].text)[:4]
+    lines = sentences(text)
     for sentence in other:
         if len(sentence) <= 220:
             lines.insert(int(rng.integers(0, len(lines) + 1)), sentence)
@@ -149,7 +150,7 @@ def _by_passage(asked: Iterable[Question]) -> Iterator[tuple[str, list[Question]
 def _chunks(passage: str) -> list[str]:
     """The passage in parts of whole sentences."""
     found = [""]
-    for sentence in facts.sentences(passage):
+    for sentence in sentences(passage):
         if found[-1] and len(found[-1]) + len(sentence) > _CHUNK_CHARS:
             found.append("")
         found[-1] = f"{found[-1]} {sentence}".strip()[:_CHUNK_CHARS]

@@ -12,9 +12,9 @@ from typing import Any
 
 import lxml.etree
 import lxml.html
+from ssd_diffusion.training.words import words
 
 from ssd_cloud.corpus.model import Document
-from ssd_cloud.corpus.words import words
 
 CODE_LINES = 12
 _CELL_CHARS = 60  # tables whose cells are longer hold prose

@@ -10,9 +10,10 @@ import re
 import textwrap
 from collections.abc import Iterator
 
+from ssd_diffusion.training.words import words
+
 from ssd_cloud.corpus.extract_html import CODE_LINES
 from ssd_cloud.corpus.model import Document
-from ssd_cloud.corpus.words import words
 
 _BULLET = re.compile(r"^\s*(?:[-*+•]|\(?\d{1,3}[.)]|\(?[a-z][.)]|#\.)\s+")
 _UNDERLINE = re.compile(r"^([=\-~^\"'#*+.:_`])\1{2,}\s*$")

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ssd_diffusion.training.reading import sentences
+from ssd_diffusion.training.words import words
 
 from ssd_cloud.corpus.model import Question
-from ssd_cloud.corpus.words import words
 
-_SENTENCE = re.compile(r"(?<=[a-z0-9\")][.!?])\s+(?=[A-Z\"])")
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _MONTHS = _MONTH.split("|")
 _WHEN = rf"(?:on (?:\d{{1,2}} )?(?:{_MONTH})(?: \d{{1,2}},)? ?(?:\d{{4}})?|in (?:(?:{_MONTH}) )?(?:1[0-9]|20)\d\d)"
@@ -50,11 +50,6 @@ _PHRASE_END = re.compile(
 _OF_A_PERSON = re.compile(r"\b(?:he|she|his|her|him|who|born)\b", re.IGNORECASE)
 _PLACED = ["located", "situated", "based", "headquartered", "born", "buried", "spoken", "built", "founded", "held"]
 _DONE = words("written directed founded designed composed invented discovered produced developed created painted built")
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text."""
-    return [part.strip() for part in _SENTENCE.split(text.replace("\n", " ")) if part.strip()]
 
 
 def about(title: str, text: str) -> Iterator[Question]:

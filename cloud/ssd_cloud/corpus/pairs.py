@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ssd_diffusion.training.reading import content_words, sentences
 
 from ssd_cloud.corpus import facts
-from ssd_cloud.corpus.clean import COMMON_WORDS
 from ssd_cloud.corpus.model import Document, Question
 
 NOTES_HEADING = "Answer with the help of these notes."  # as the device writes it; a test holds both equal
@@ -116,7 +116,7 @@ def definitions(pages: Sequence[Document], origin: tuple[str, str], seed: int) -
         entries = [e.split("\n", 1) for e in page.text.split("\n\n") if "\n" in e]
         for i in rng.permutation(len(entries))[:1]:
             word, body = entries[int(i)]
-            answer = next(iter(facts.sentences(_ASIDE.sub("", body))), "")
+            answer = next(iter(sentences(_ASIDE.sub("", body))), "")
             asked = ("What does {w} mean?", "What is meant by {w}?", "Explain {w}.")[int(rng.integers(3))]
             if _HEADWORD.fullmatch(word) and 40 <= len(answer) <= 300 and _STATEMENT.fullmatch(answer):
                 yield row_of(plain(asked.format(w=word), answer), origin, "rule")
@@ -125,7 +125,7 @@ def definitions(pages: Sequence[Document], origin: tuple[str, str], seed: int) -
 def window(asked: Question) -> str:
     """The sentences of the passage that the question and its answer are about, up to 620 characters."""
     wanted = content_words(asked.question) | content_words(asked.answer)
-    parts = facts.sentences(asked.passage)
+    parts = sentences(asked.passage)
     if sum(map(len, parts)) <= _NOTE_CHARS or not parts:
         return asked.passage[:_NOTE_CHARS]
     best, best_score = "", -1
@@ -195,14 +195,9 @@ def _overlaps(other: Labelled, answer: str) -> bool:
 def _evidence(asked: Question) -> str | None:
     """The passage's sentence that shares most words with the question, where it shares enough to be a reason."""
     wanted = content_words(asked.question)
-    best = max(facts.sentences(asked.passage), key=lambda s: len(wanted & content_words(s)), default="")
+    best = max(sentences(asked.passage), key=lambda s: len(wanted & content_words(s)), default="")
     enough = wanted and len(wanted & content_words(best)) >= max(2, 0.5 * len(wanted)) and 40 <= len(best) <= 260
     return best if enough and best.endswith((".", "!")) else None
-
-
-def content_words(text: str) -> set[str]:
-    """The words of a text that say what it is about, in small letters."""
-    return {w for w in re.findall(r"\w{3,}|\d+", text.lower()) if w not in COMMON_WORDS}
 
 
 def place_of(rng: np.random.Generator, head: str) -> str:

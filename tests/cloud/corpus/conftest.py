@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 from ssd_cloud.corpus import conversations, registry
-from ssd_cloud.corpus.words import words
 from ssd_cloud.errors import DataError
 from ssd_diffusion.models.tiny import write_tiny
 from ssd_diffusion.tokenizer import Tokenizer
+from ssd_diffusion.training.words import words
 
 WORDS = words(
     "the house and a garden of old trees in which people of the town have been at work for many years as they say "

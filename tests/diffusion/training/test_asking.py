@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ssd_cloud.corpus import asking
+from ssd_diffusion.training import asking
 
 
 @pytest.mark.parametrize(

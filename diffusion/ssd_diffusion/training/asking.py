@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ssd_cloud.corpus.words import words
+from ssd_diffusion.training.words import words
 
 _FEWEST, _MOST = 24, 210  # characters of a sentence
 _UNCLEAR_WORDS = words(
-    "He She It They We I You This That These Those There Here Such Some Many Most All Both Each One Its Their His Her "
-    "However But And So Also Thus Then Or Another Other Others As Since Although While Note See For In On At If When "
-    "Where What Within Neither Because After Before By From With Without To Under During Once No Not Nothing None "
-    "Unlike Instead Of How Who Why Which Whether Until Only Even Just More Nor Yet Now"
+    "He She It They We I You This That These Those There Here Such Some Many Most All Both Each One Its Their "
+    "His Her However But And So Also Thus Then Or Another Other Others As Since Although While Note See For "
+    "In On At If When Where What Within Neither Because After Before By From With Without To Under During "
+    "Once No Not Nothing None Unlike Instead Of How Who Why Which Whether Until Only Even Just More Nor Yet "
+    "Now"
 )
 _UNCLEAR = re.compile(rf"\A(?:{'|'.join(_UNCLEAR_WORDS)})\b")
 _MESS = re.compile(r"[<>{}\[\]|=\\_*;…#`]|:(?!\d)|\.\.|--| - |  |[“\"‘(]|https?:")
