@@ -17,6 +17,7 @@ import numpy as np
 from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_diffusion.training import data
+from ssd_diffusion.training.chats import conversation, end_of_answer
 from ssd_kernels.types import I32
 
 from ssd_cloud.adapt_options import AdaptOptions
@@ -87,32 +88,6 @@ def _joined(pair: data.Pair, end: int) -> I32:
     """A conversation as one text."""
     parts = [part for turn in (pair, *pair.later) for part in (turn.prompt, turn.response, [end])]
     return np.concatenate([np.asarray(part, np.int32) for part in parts])
-
-
-def conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> data.Pair:
-    """Prompt and response of every turn of the assistant; of the last one alone where the template rewrites turns.
-
-    Args:
-        messages: that end with the assistant's.
-        tokenizer: with the template.
-    """
-    turns: list[data.Pair] = []
-    read = np.zeros(0, np.int32)
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        whole = tokenizer.chat(messages[:at])
-        response = tokenizer.encode(message["content"])
-        if len(whole) <= len(read) or not np.array_equal(whole[: len(read)], read):
-            return data.Pair(tokenizer.chat(messages[:-1]), tokenizer.encode(messages[-1]["content"]))
-        turns.append(data.Pair(whole[len(read) :], response))
-        read = np.concatenate([whole, response, [end_of_answer(tokenizer)]]).astype(np.int32)
-    return data.Pair(turns[0].prompt, turns[0].response, tuple(turns[1:]))
-
-
-def end_of_answer(tokenizer: Tokenizer) -> int:
-    """The token that ends a turn: the last of those that end an answer, where a document's end is one too."""
-    return tokenizer.eos_ids[-1] if tokenizer.eos_ids else 0
 
 
 def split_documents(sources: Sequence[Texts]) -> tuple[list[Texts], Texts | None]:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ssd_cloud.adapt_options import AdaptOptions
-from ssd_cloud.training_text import Texts, conversation, end_of_answer, read_sources, split_documents, training_rows
+from ssd_cloud.training_text import Texts, read_sources, split_documents, training_rows
 from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.tiny import write_tiny
 from ssd_diffusion.tokenizer import Tokenizer
+from ssd_diffusion.training.chats import conversation, end_of_answer
 from ssd_diffusion.training.data import MixedRows
 
 TURNS = [
