@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from ssd_diffusion.training.words import words
 
 _FEWEST, _MOST = 24, 210  # characters of a sentence
+_WHOLE = re.compile(r"\A[A-Z].*\.\Z")
 _UNCLEAR_WORDS = words(
     "He She It They We I You This That These Those There Here Such Some Many Most All Both Each One Its Their "
     "His Her However But And So Also Thus Then Or Another Other Others As Since Although While Note See For "
     "In On At If When Where What Within Neither Because After Before By From With Without To Under During "
     "Once No Not Nothing None Unlike Instead Of How Who Why Which Whether Until Only Even Just More Nor Yet "
-    "Now"
+    "Now Today Tomorrow Yesterday Nobody Somebody Everybody Anybody Everyone Someone Anyone Something "
+    "Everything Whatever Whoever"
 )
 _UNCLEAR = re.compile(rf"\A(?:{'|'.join(_UNCLEAR_WORDS)})\b")
 _MESS = re.compile(r"[<>{}\[\]|=\\_*;…#`]|:(?!\d)|\.\.|--| - |  |[“\"‘(]|https?:")
@@ -38,6 +40,7 @@ _COUNT = re.compile(
     rf" (?:the |all |all the )?(?:about |only |over |up to )?{_NUMBER} "
     r"(?P<things>(?!as |is |was |has |its |this )[a-z]+s)(?=[ ,.]|$)"
 )
+_TAIL = re.compile(r",| and | or ")
 _WHY = re.compile(r" (?:because|so that|in order to) .+\Z")
 _USED = re.compile(r"\Aused (?P<how>to|for|as|in) ")
 _CALLED = re.compile(r"\A(?P<verb>called|named|known as) [^,]+\Z")
@@ -96,7 +99,7 @@ def about(sentence: str, *, person: bool) -> Iterator[Asked]:
         sentence: with its end mark.
         person: whether names in its text are likely those of people.
     """
-    if not _FEWEST <= len(sentence) <= _MOST or not sentence.endswith(".") or _MESS.search(sentence):
+    if not _FEWEST <= len(sentence) <= _MOST or not _WHOLE.match(sentence) or _MESS.search(sentence):
         return
     for made in (*_steps(sentence), *_clause(sentence), *_plain(sentence), *_named(sentence, person=person)):
         question = " ".join(made.split()).strip(" ,.") + "?"
@@ -155,7 +158,7 @@ def _without(rest: str) -> Iterator[tuple[str, str]]:
         if found and "," not in padded[: found.start()] and re.match(r"\Z|,| by ", padded[found.end() :]):
             yield word, padded[: found.start()]
     if (found := _COUNT.search(padded)) and "," not in padded[: found.start()]:
-        yield f"how many {found['things']}", padded[: found.start()] + padded[found.end() :].partition(",")[0]
+        yield f"how many {found['things']}", padded[: found.start()] + _TAIL.split(padded[found.end() :])[0]
 
 
 def _named(sentence: str, *, person: bool) -> Iterator[str]:
