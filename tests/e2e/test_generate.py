@@ -247,11 +247,11 @@ def test_a_node_of_another_tokenizer_is_refused(home: Path, models: dict[str, Pa
 
 def test_ctrl_c_ends_at_once_with_130_and_loses_nothing(home: Path, node: NodeProcess) -> None:
     for delay_s, privacy in ((None, "open"), (None, "one-way"), (0.3, "open"), (1.0, "open")):
-        code, out, err = next(
-            stopped
-            for stopped in (_stopped(home, node, delay_s, privacy, seed) for seed in range(12))
-            if stopped[0] != 0  # a random model may end its answer before the signal comes: then another seed
-        )
+        for seed in range(12):  # a random model may end its answer before the signal comes: then another seed
+            code, out, err = _stopped(home, node, delay_s, privacy, seed)
+            if code != 0:
+                break
+            assert out, "ended well without an answer"
         if delay_s is not None and code == -signal.SIGINT:
             continue  # before Python could listen
         assert code == 130
@@ -277,7 +277,7 @@ def _stopped(home: Path, node: NodeProcess, delay_s: float | None, privacy: str,
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 0 or time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 10
     return process.returncode, out, err
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from ssd_diffusion.training.reading import content_words, sentences
+from ssd_diffusion.training.reading import content_words, in_stretches, sentences
 
 from ssd_cloud.corpus import facts, pairs
 from ssd_cloud.corpus.model import Document, Question
@@ -149,12 +149,7 @@ def _by_passage(asked: Iterable[Question]) -> Iterator[tuple[str, list[Question]
 
 def _chunks(passage: str) -> list[str]:
     """The passage in parts of whole sentences."""
-    found = [""]
-    for sentence in sentences(passage):
-        if found[-1] and len(found[-1]) + len(sentence) > _CHUNK_CHARS:
-            found.append("")
-        found[-1] = f"{found[-1]} {sentence}".strip()[:_CHUNK_CHARS]
-    return [chunk for chunk in found if chunk]
+    return [" ".join(part) for part in in_stretches(sentences(passage), _CHUNK_CHARS)]
 
 
 def _best(chunks: Sequence[str], asked: Question) -> int | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from ssd_diffusion.training.reading import Part, is_common, sentences_of_lines, turns
+from ssd_diffusion.training.reading import Part, in_stretches, is_common, sentences_of_lines, turns
 
 from ssd_cloud.corpus.model import Document
 from ssd_cloud.corpus.pairs import Labelled, Row, notes_message, place_of, row_of
@@ -69,14 +69,7 @@ def _notes(rng: np.random.Generator, documents: Sequence[Document]) -> list[Part
 def _parts(rng: np.random.Generator, document: Document) -> list[Part]:
     """The document in stretches of whole sentences."""
     place = place_of(rng, _head(document.name))
-    found: list[list[str]] = []
-    room = 0
-    for sentence in sentences_of_lines(document.text):
-        if not found or room + len(sentence) > _PART_CHARS:
-            found.append([])
-            room = 0
-        found[-1].append(sentence[:_PART_CHARS])
-        room += len(sentence) + 1
+    found = in_stretches(sentences_of_lines(document.text), _PART_CHARS)
     title = "" if _FILE.search(document.name) else re.sub(r"\s*\([^)]*\)$", "", document.name)
     return [Part(place, tuple(part), title) for part in found]
 

@@ -7,7 +7,7 @@ not asked. So a model learns to find a sentence among others and to repeat it. K
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,19 @@ def sentences(text: str) -> list[str]:
 def sentences_of_lines(text: str) -> list[str]:
     """The sentences of a text, none of them beyond its paragraph, heading or point of a list."""
     return [one for paragraph in _PARAGRAPH.split(text) for one in sentences(paragraph)]
+
+
+def in_stretches(text: Iterable[str], most: int) -> list[list[str]]:
+    """Sentences in stretches of up to `most` characters, in order; a longer sentence loses its end."""
+    found: list[list[str]] = []
+    length = 0
+    for sentence in text:
+        if not found or length + len(sentence) > most:
+            found.append([])
+            length = 0
+        found[-1].append(sentence[:most])
+        length += len(sentence[:most]) + 1
+    return found
 
 
 def content_words(text: str) -> set[str]:
