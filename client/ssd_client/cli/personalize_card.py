@@ -43,7 +43,10 @@ STAGE_TITLES = {
 }
 """The stages of a personalization, in order, as people read them."""
 
-_ROWS = {"next_token_share": "next token", "noisy_share": "noisy blocks", "reading_share": "reading passages"}
+_ROWS = {
+    "next_token_share": "next token", "noisy_share": "noisy blocks", "reading_share": "reading passages",
+    "asked_share": "questions",
+}  # fmt: skip
 _TRAINING = frozenset({
     *_ROWS, "rank", "learning_rate", "length", "block", "patience", "seed", "steps", "targets", "stopped", "best_step",
     "train_seconds", "warm_start", "seconds", "heldout_documents",

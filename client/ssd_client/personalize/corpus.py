@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from ssd_diffusion.tokenizer import Tokenizer
+from ssd_diffusion.training.chats import end_of_answer
 from ssd_diffusion.training.data import InstructionRows, MixedRows, PackedRows, Pair, Rows, pack
 from ssd_kernels.types import I32
 
@@ -24,6 +25,8 @@ from ssd_client.personalize.options import PersonalizeOptions
 from ssd_client.prompt import NOTES_HEADING
 
 LEAST_TOKENS = 400
+ASKED_LENGTH = 768
+"""Most tokens of a question's row: four passages of 500 characters, and a few turns."""
 _LEAST_DOCUMENTS = 6
 _HELDOUT_SHARE = 0.12
 _MOST_HELDOUT_TOKENS = 6000
@@ -88,8 +91,16 @@ def build_corpus(documents: Sequence[Document], tokenizer: Tokenizer, cache: Pat
     return Corpus(tuple(u for u in units if id(u) not in kept), tuple(halves[0]), tuple(halves[1]))
 
 
-def training_rows(corpus: Corpus, tokenizer: Tokenizer, options: PersonalizeOptions) -> Rows:
+def training_rows(
+    corpus: Corpus, tokenizer: Tokenizer, options: PersonalizeOptions, asked: Sequence[Pair] = ()
+) -> Rows:
     """The mixture of rows an expert learns from; a pure function of its arguments.
+
+    Args:
+        corpus: what is learned from and what is held out.
+        tokenizer: of the base.
+        options: shares, lengths and seed.
+        asked: questions about the documents, see `asked_pairs`; their share goes to the others where there are none.
 
     Raises:
         TrainingError: too few tokens for a row.
@@ -104,13 +115,16 @@ def training_rows(corpus: Corpus, tokenizer: Tokenizer, options: PersonalizeOpti
                 stream, length=length, block=options.block, rows=1, seed=options.seed + salt, noisy=noisy, offsets=1
             )
             sources.append((share, packed))
-    pairs = reading_pairs(corpus.train, tokenizer)
-    if options.reading_share > 0 and pairs:
-        end = tokenizer.eos_ids[-1] if tokenizer.eos_ids else 0
-        rows = InstructionRows(
-            pairs, length=options.length, block=options.block, rows=1, seed=options.seed + 2, eos=end
-        )
-        sources.append((options.reading_share, rows))
+    chats = (
+        (options.reading_share, reading_pairs(corpus.train, tokenizer), options.length),
+        (options.asked_share, asked, ASKED_LENGTH),
+    )
+    for salt, (share, pairs, most) in enumerate(chats, start=2):
+        if share > 0 and pairs:
+            rows = InstructionRows(
+                pairs, length=most, block=options.block, rows=1, seed=options.seed + salt, eos=end_of_answer(tokenizer)
+            )
+            sources.append((share, rows))
     return MixedRows(sources, options.seed)
 
 

@@ -30,8 +30,9 @@ class PersonalizeOptions:
         learning_rate: peak rate.
         length: tokens of a training row.
         block: B of the training blocks.
-        next_token_share, noisy_share, reading_share: shares of pure next-token rows, of rows with noisy blocks, and of
-            rows that continue a document with other passages of it in a private context.
+        next_token_share, noisy_share, reading_share, asked_share: shares of pure next-token rows, of rows with noisy
+            blocks, of rows that continue a document with other passages of it in a private context, and of questions
+            by rule about the documents.
         patience: stop after so many evaluations on held-out text without a better one.
         select_tokens: held-out tokens on which lambda and alpha are chosen.
         retrieve: look for context by meaning too, where there is an encoder.
@@ -51,9 +52,10 @@ class PersonalizeOptions:
     learning_rate: float = 4e-4
     length: int = 256
     block: int = 8
-    next_token_share: float = 0.6
-    noisy_share: float = 0.25
-    reading_share: float = 0.15
+    next_token_share: float = 0.5
+    noisy_share: float = 0.2
+    reading_share: float = 0.1
+    asked_share: float = 0.2
     patience: int = 3
     select_tokens: int = 320
     retrieve: bool = True
@@ -63,7 +65,7 @@ class PersonalizeOptions:
     def __post_init__(self) -> None:
         if not 0 < self.max_minutes < float("inf") or not 0 < self.train_minutes < float("inf"):
             raise UsageError(f"--max-minutes must be above 0, not {self.max_minutes:g}")
-        shares = (self.next_token_share, self.noisy_share, self.reading_share)
+        shares = (self.next_token_share, self.noisy_share, self.reading_share, self.asked_share)
         if min(shares) < 0 or not sum(shares) > 0:
             raise UsageError("the shares of training rows must be 0 or more, and one of them above 0")
         if self.rank < 1 or self.block < 2 or self.length < 2 * self.block + 1 or self.select_tokens < 1:
@@ -74,8 +76,8 @@ class PersonalizeOptions:
     def signature(self) -> dict[str, Any]:
         """The options that decide what is learned; a run can be resumed while they stay the same."""
         names = (
-            "rank", "learning_rate", "length", "block", "next_token_share", "noisy_share", "reading_share", "patience",
-            "seed",
+            "rank", "learning_rate", "length", "block", "next_token_share", "noisy_share", "reading_share",
+            "asked_share", "patience", "seed",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,17 +34,21 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.spec_file import model_id, read_spec, write_spec
 from ssd_diffusion.tokenizer import Tokenizer, copy_tokenizer
 from ssd_diffusion.training import lora
+from ssd_diffusion.training.data import Pair
 from ssd_diffusion.training.loop import Evaluation, Progress, TrainReport
 
 from ssd_client.documents import Deduplicated, Ingested, dedupe, ingest
+from ssd_client.documents.passages import place
 from ssd_client.errors import BadInput, ExpertNotFound, PersonalizeError, StoreError
 from ssd_client.index import Index, Updated
 from ssd_client.onnx_engine import ONNX_DIR
 from ssd_client.personalize import learn, weights
+from ssd_client.personalize.asked import asked_pairs
 from ssd_client.personalize.corpus import Corpus, Unit, build_corpus, evaluation_stream, training_rows
 from ssd_client.personalize.encoder_export import ensure_encoder
 from ssd_client.personalize.options import Event, OnEvent, PersonalizeOptions, Stage
 from ssd_client.personalize.sample import NoSample, Sample, sample
+from ssd_client.prompt import Passage
 from ssd_client.store import ExpertCard, Store, check_name
 
 RUN_FILE = "run.json"
@@ -138,7 +142,8 @@ class _Run:
                 read.unique.documents, tokenizer, self.work / f"tokens-{spec.tokenizer_fingerprint[:16]}.npz"
             )
             core, _ = load(base)
-            learned = self._learn(base, core, spec, corpus, tokenizer, read)
+            asked = self._asked(index, corpus, tokenizer)
+            learned = self._learn(base, core, spec, corpus, tokenizer, read, asked)
             shown = self._sample(core, learned.model, spec, corpus, tokenizer)
             choice = self._select(core, learned.model, corpus, tokenizer, index)
             del core
@@ -194,9 +199,22 @@ class _Run:
             self._tell("index", 1.0, told, detail=detail)
         return _Read(ingested, unique, updated), index
 
+    def _asked(self, index: Index, corpus: Corpus, tokenizer: Tokenizer) -> list[Pair]:
+        """Questions about the documents that are learned from, among what the index finds for them."""
+        if self.options.asked_share <= 0:
+            return []
+
+        def find(question: str, most: int) -> list[Passage]:
+            found = index.search(question, most).passages
+            return [Passage(one.path, place(one.title, one.heading), one.text, one.score) for one in found]
+
+        every = (Passage(one.path, place(one.title, one.heading), one.text, 0.0) for one in index.passages())
+        return asked_pairs(corpus.train, every, find, tokenizer, self.options.seed)
+
     def _learn(
-        self, base: Path, core: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer, read: _Read
-    ) -> _Learned:
+        self, base: Path, core: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer, read: _Read,
+        asked: Sequence[Pair],
+    ) -> _Learned:  # fmt: skip
         options = self.options
         sizes = {"select": learn.SELECT_ROWS, "report": learn.REPORT_ROWS}
         streams = {name: evaluation_stream(getattr(corpus, name), tokenizer) for name in sizes}
@@ -213,7 +231,7 @@ class _Run:
                     "going on where the last run stopped" if resumed else "starting from the earlier expert",
                 )
             report = learn.learn(
-                model, training_rows(corpus, tokenizer, options), held["select"], options, minutes=minutes,
+                model, training_rows(corpus, tokenizer, options, asked), held["select"], options, minutes=minutes,
                 folder=self.work / "train", on_progress=lambda p: self._on_progress(p, model), on_eval=self._on_eval,
             )  # fmt: skip
             after = learn.held_out_scores(model, held["report"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,16 @@ _SENTENCE = re.compile(r"(?<=[a-z0-9\")][.!?])\s+(?=[A-Z\"])")
 _PARAGRAPH = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*#]|\d+\.) ?)")
 _PRONOUN = re.compile(r"\A(?:He|She|It)\b(?= [a-z])")
 _PERSON = re.compile(r"\b(?:he|she|his|her|him)\b")
+
+
+class Rule(Protocol):
+    """Questions that one sentence answers; `person` says whether names are likely those of people."""
+
+    def __call__(self, sentence: str, *, person: bool) -> Iterable[asking.Asked]:
+        """The questions."""
+        ...
+
+
 _COMMON_FORMS = ("what is", "what are", "what was", "what happens")
 _MOST_COMMON = 2
 
@@ -71,20 +82,23 @@ def content_words(text: str) -> set[str]:
     return {w for w in re.findall(r"\w{3,}|\d+", text.lower()) if w not in COMMON_WORDS}
 
 
-def turns(rng: np.random.Generator, parts: Sequence[Part], most: int) -> list[asking.Asked]:
+def turns(
+    rng: np.random.Generator, parts: Sequence[Part], most: int, rules: Sequence[Rule] = (asking.about,)
+) -> list[asking.Asked]:
     """Questions that the parts answer, in any order, one at most of each sentence, rare forms before common ones.
 
     Args:
         rng: of every choice.
         parts: the notes.
         most: questions.
+        rules: what makes questions of a sentence.
     """
     held = [(sentence, content_words(_named(sentence, part))) for part in parts for sentence in part.sentences]
     found: list[asking.Asked] = []
     for part in parts:
         person, place = bool(_PERSON.search(part.text)), content_words(part.place)
         for sentence in part.sentences:
-            asked = asking.about(_named(sentence, part), person=person)
+            asked = [one for rule in rules for one in rule(_named(sentence, part), person=person)]
             made = [one for one in asked if _plainly(one, sentence, held, place)]
             if made:
                 found.append(min(made, key=lambda one: (is_common(one), rng.random())))

@@ -1,0 +1,100 @@
+"""Questions by rule about a person's documents: answered by a note, shown as at answer time, nothing held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from ssd_client.personalize.asked import NOTES, asked_pairs
+from ssd_client.personalize.corpus import ASKED_LENGTH, Corpus, Unit, training_rows
+from ssd_client.personalize.options import PersonalizeOptions
+from ssd_client.prompt import Passage, build_contexts, parse_prompt
+from ssd_diffusion.models.tiny import write_tiny
+from ssd_diffusion.tokenizer import Tokenizer
+from ssd_diffusion.training.data import InstructionRows, MixedRows
+
+FACTS = {
+    "boats": "The grey boat is kept in the northern shed. Ms Orrin is the master of the long slip.",
+    "keys": "The spare key is under the third pot. The old lock was changed in March 2021.",
+    "pumps": "The yellow pump was bought in 1998. The drain is emptied by Tobias Penn.",
+    "oars": "The short oars are stored in the loft. The varnish was mixed in Ennerby.",
+    "sails": "The brown sail was sewn by Wren Harlow. The canvas is dried in the attic.",
+    "ropes": "The tarred rope is coiled in the cellar. The winch was oiled in June 2024.",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_tiny(tmp_path_factory.mktemp("base") / "tiny"))
+
+
+def passage(name: str) -> Passage:
+    return Passage(f"{name}.md", name.title(), FACTS[name], 0.0)
+
+
+def unit(name: str, tokenizer: Tokenizer) -> Unit:
+    return Unit(f"{name}.md", name.title(), f"{FACTS[name]}\n\nmore", tokenizer.encode(FACTS[name]))
+
+
+def in_order(_question: str, most: int) -> Sequence[Passage]:
+    return [passage(name) for name in FACTS][:most]
+
+
+def test_a_note_answers_every_question_and_no_held_out_passage_is_shown(tokenizer: Tokenizer) -> None:
+    learned = [unit(name, tokenizer) for name in FACTS if name != "keys"]
+    pairs = asked_pairs(learned, map(passage, FACTS), in_order, tokenizer, seed=0)
+    assert len(pairs) == len(learned)
+    for pair in pairs:
+        prompt = tokenizer.decode(list(pair.prompt), special=True)
+        assert FACTS["keys"] not in prompt
+        assert f"[{NOTES}]" in prompt
+        assert f"[{NOTES + 1}]" not in prompt
+        for turn in (pair, *pair.later):
+            assert tokenizer.decode(list(turn.response)) in prompt
+
+
+def test_the_passage_that_is_asked_about_is_shown_even_where_retrieval_misses_it(tokenizer: Tokenizer) -> None:
+    def others(_question: str, most: int) -> Sequence[Passage]:
+        return [passage("boats"), passage("pumps"), passage("oars"), passage("sails"), passage("ropes")][:most]
+
+    pairs = asked_pairs([unit(n, tokenizer) for n in FACTS], [passage("keys")], others, tokenizer, seed=0)
+    assert FACTS["keys"] in tokenizer.decode(list(pairs[0].prompt), special=True)
+
+
+def test_the_first_question_stands_as_it_would_be_asked(tokenizer: Tokenizer) -> None:
+    units = [unit(name, tokenizer) for name in FACTS]
+    pair = asked_pairs(units, map(passage, FACTS), in_order, tokenizer, seed=1)[0]
+    question = tokenizer.decode(list(pair.prompt), special=True).splitlines()
+    asked = next(line for line in reversed(question) if line.endswith("?") or "?" in line)
+    asked = asked.split("?")[0].split(">")[-1].strip() + "?"
+    contexts = build_contexts(
+        tokenizer, parse_prompt(asked), private=(), passages=in_order("", NOTES), expert_room=4000, core_room=None
+    )
+    assert pair.prompt[: len(contexts.expert_ids)].tolist() == contexts.expert_ids.tolist()  # type: ignore[union-attr]
+
+
+def test_the_same_seed_asks_the_same(tokenizer: Tokenizer) -> None:
+    units = [unit(name, tokenizer) for name in FACTS]
+    first, again, other = (asked_pairs(units, map(passage, FACTS), in_order, tokenizer, seed=s) for s in (3, 3, 4))
+    assert [list(p.prompt) for p in first] == [list(p.prompt) for p in again]
+    assert [list(p.prompt) for p in first] != [list(p.prompt) for p in other]
+
+
+def test_what_cannot_be_asked_about_is_learned_without_questions(tokenizer: Tokenizer) -> None:
+    units = [Unit("list.md", "List", "one, two", tokenizer.encode("one, two"))]
+    listed = Passage("list.md", "List", "one, two", 0.0)
+    assert asked_pairs(units, [listed], in_order, tokenizer, seed=0) == []
+
+
+def test_their_share_of_rows_goes_to_the_others_where_there_are_none(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    units = tuple(unit(name, tokenizer) for name in FACTS)
+    corpus = Corpus(train=units, select=(), report=())
+    options = PersonalizeOptions(folder=tmp_path, name="mine", block=4)
+    pairs = asked_pairs(units, map(passage, FACTS), in_order, tokenizer, seed=0)
+    rows = [training_rows(corpus, tokenizer, options, asked) for asked in (pairs, ())]
+    assert all(isinstance(one, MixedRows) for one in rows)
+    kinds = [[type(source) for source in one.sources].count(InstructionRows) for one in rows]  # type: ignore[attr-defined]
+    assert kinds[0] == kinds[1] + 1
+    longest = max(rows[0].batch(step).tokens.shape[1] for step in range(40))
+    assert options.length < longest <= ASKED_LENGTH
