@@ -101,6 +101,8 @@ SETTINGS = (
     _ahead(8, 1.0),
     Setting(name="core, budget 0.5", changes={"entropy_budget": 0.5}),
     Setting(name="core, budget 2", changes={"entropy_budget": 2.0}),
+    Setting(name="core, budget 8", changes={"entropy_budget": 8.0}),
+    Setting(name="core, whole windows", changes={"entropy_budget": 1000.0}),
     Setting(name="core, 6 levels", levels=6),
     Setting(name="core, 6 levels, budget 0.5", levels=6, changes={"entropy_budget": 0.5}),
     _ssdlm(8, 1.0),
