@@ -67,7 +67,7 @@ def attach(model: Ssd2Model, options: PersonalizeOptions, earlier: Path | None) 
         return wrapped, False
     try:
         state = lora.read_tensors(earlier / lora.ADAPTER_FILES[0])
-        own = peft.get_peft_model_state_dict(wrapped)
+        own = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
         if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
             return wrapped, False
         lora.load_diffusion(model, earlier / lora.DIFFUSION_FILE)

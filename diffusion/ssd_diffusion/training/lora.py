@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ssd_diffusion.errors import InvalidModel, TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter.safetensors")
+CONFIG_FILE = "adapter_config.json"
 DIFFUSION_FILE = "diffusion.safetensors"
 _LINEAR = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -110,7 +112,10 @@ def save_adapter(wrapped: Any, model: Ssd2Model, folder: Path, *, half: bool = F
 
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
-    state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in peft.get_peft_model_state_dict(wrapped).items()}
+    state = {
+        k: v.detach().cpu().to(dtype).contiguous()
+        for k, v in peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+    }
     save_file(state, folder / ADAPTER_FILES[0])
     save_file({k: v.to(dtype) for k, v in diffusion_state(model).items()}, folder / DIFFUSION_FILE)
     config = wrapped.peft_config["default"]
@@ -118,6 +123,17 @@ def save_adapter(wrapped: Any, model: Ssd2Model, folder: Path, *, half: bool = F
     config.inference_mode = True
     config.save_pretrained(str(folder))
     config.inference_mode = held
+    _tell_no_place(folder / CONFIG_FILE)
+
+
+def _tell_no_place(path: Path) -> None:
+    """Name the base without the folder it lay in, and its layers in order: an adapter may go to others."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = Path(config.get("base_model_name_or_path") or "")
+    if base.is_absolute():
+        config["base_model_name_or_path"] = base.name
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def diffusion_state(model: Ssd2Model) -> dict[str, Tensor]:
@@ -159,8 +175,8 @@ def load_adapter(model: Ssd2Model, folder: Path) -> Any:
     import peft
 
     file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
-    if file is None or not (folder / "adapter_config.json").is_file():
-        raise InvalidModel(f"{folder} holds no adapter; it needs adapter_config.json and {ADAPTER_FILES[0]}")
+    if file is None or not (folder / CONFIG_FILE).is_file():
+        raise InvalidModel(f"{folder} holds no adapter; it needs {CONFIG_FILE} and {ADAPTER_FILES[0]}")
     state = read_tensors(file)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))

@@ -221,6 +221,16 @@ def test_adapter_round_trip(make_model: Make, family: str, tmp_path: Path, half:
     np.testing.assert_allclose(anchor_losses(other, tokens).numpy(), expected, atol=max(bound, 1e-4))
 
 
+def test_a_saved_adapter_names_its_base_and_no_folder(make_model: Make, tmp_path: Path) -> None:
+    model, wrapped = ready(make_model)
+    wrapped.peft_config["default"].base_model_name_or_path = str(tmp_path / "home of a person" / "tiny")
+    lora.save_adapter(wrapped, model, tmp_path / "out")
+    written = (tmp_path / "out" / lora.CONFIG_FILE).read_text()
+    assert json.loads(written)["base_model_name_or_path"] == "tiny"
+    assert "person" not in written
+    assert json.loads(written)["target_modules"] == sorted(json.loads(written)["target_modules"])
+
+
 def test_bad_adapters(make_model: Make, tmp_path: Path) -> None:
     model, wrapped = ready(make_model)
     good = tmp_path / "good"
