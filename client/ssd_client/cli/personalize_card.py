@@ -48,8 +48,8 @@ _ROWS = {
     "asked_share": "questions",
 }  # fmt: skip
 _TRAINING = frozenset({
-    *_ROWS, "rank", "learning_rate", "length", "block", "patience", "seed", "steps", "targets", "stopped", "best_step",
-    "train_seconds", "warm_start", "seconds", "heldout_documents",
+    *_ROWS, "kept", "rank", "learning_rate", "length", "block", "patience", "seed", "steps", "targets", "stopped",
+    "best_step", "train_seconds", "warm_start", "seconds", "heldout_documents",
 })  # fmt: skip
 _CALIBRATION = frozenset({
     "by", "lam", "alpha", "selected", "table", "alone", "reported", "tokens", "heldout_before", "heldout_after",
@@ -197,8 +197,11 @@ def _training(given: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     rows = [f"{label} {share / total:.0%}" for label, share in shares.items()]
     named = (("length", "{} tokens each"), ("block", "blocks of {}"), ("targets", "{} tokens supervised"))
     yield "rows", rows + [words.format(given[key]) for key, words in named if key in given]
-    named = (("learning_rate", "learning rate {}"), ("patience", "patience {}"), ("seed", "seed {}"))
-    yield "settings", [words.format(given[key]) for key, words in named if key in given]
+    settings = (
+        ("learning_rate", "learning rate {}"), ("kept", "{} of the targets the base's own"),
+        ("patience", "patience {}"), ("seed", "seed {}"),
+    )  # fmt: skip
+    yield "settings", [words.format(given[key]) for key, words in settings if key in given]
 
 
 def _rest(found: Mapping[str, Any], known: frozenset[str]) -> list[Row]:

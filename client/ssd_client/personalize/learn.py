@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def learn(
             eval_minutes=max(minutes / 7, 1e-3),
             patience=options.patience,
             # A base that drafts goes on learning to, on the person's own words.
-            objective=LOOK_AHEAD if model.transition is not None else ObjectiveOptions(),
+            objective=replace(LOOK_AHEAD if model.transition is not None else ObjectiveOptions(), kept=options.kept),
             seed=options.seed,
         ),
         on_progress=on_progress,

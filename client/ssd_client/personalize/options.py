@@ -33,6 +33,8 @@ class PersonalizeOptions:
         next_token_share, noisy_share, reading_share, asked_share: shares of pure next-token rows, of rows with noisy
             blocks, of rows that continue a document with other passages of it in a private context, and of questions
             by rule about the documents.
+        kept: share of what the base says in the next-token targets of all rows but pure next-token rows, so that the
+            expert goes on reading and answering as the base does.
         patience: stop after so many evaluations on held-out text without a better one.
         select_tokens: held-out tokens on which lambda and alpha are chosen.
         retrieve: look for context by meaning too, where there is an encoder.
@@ -56,6 +58,7 @@ class PersonalizeOptions:
     noisy_share: float = 0.2
     reading_share: float = 0.1
     asked_share: float = 0.2
+    kept: float = 0.5
     patience: int = 3
     select_tokens: int = 320
     retrieve: bool = True
@@ -68,6 +71,8 @@ class PersonalizeOptions:
         shares = (self.next_token_share, self.noisy_share, self.reading_share, self.asked_share)
         if min(shares) < 0 or not sum(shares) > 0:
             raise UsageError("the shares of training rows must be 0 or more, and one of them above 0")
+        if not 0 <= self.kept < 1:
+            raise UsageError(f"what is kept of the base must be at least 0 and below 1, not {self.kept:g}")
         if self.rank < 1 or self.block < 2 or self.length < 2 * self.block + 1 or self.select_tokens < 1:
             raise UsageError("rank, block and row length must be positive, and a row longer than two blocks")
         if not 0 < self.learning_rate < float("inf"):
@@ -77,7 +82,7 @@ class PersonalizeOptions:
         """The options that decide what is learned; a run can be resumed while they stay the same."""
         names = (
             "rank", "learning_rate", "length", "block", "next_token_share", "noisy_share", "reading_share",
-            "asked_share", "patience", "seed",
+            "asked_share", "kept", "patience", "seed",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

@@ -15,7 +15,7 @@ from ssd_diffusion.training.asking import Asked
 from ssd_diffusion.training.words import words
 
 _SHORTEST, _LONGEST = 18, 260  # characters of a sentence
-_FEWEST_WORDS, _MOST_CHARS = 2, 120  # of a question, beside what asks
+_FEWEST_WORDS, _MOST_CHARS = 2, 121  # of a question; the words without those that ask
 _MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _DAY = "(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?"
 _COUNT = (
@@ -52,7 +52,7 @@ _MESS = re.compile(r"\|.*\||@|=|[<>{}]")  # tables, heads of mails, code
 
 
 def about(sentence: str, *, person: bool) -> Iterator[Asked]:
-    """Questions about every typed part of a sentence, which is the answer to all of them.
+    """Questions about every typed part of a sentence; the answer says the part's clause again, with the part in it.
 
     Args:
         sentence: of any form; marks of emphasis are passed over.
@@ -70,9 +70,14 @@ def about(sentence: str, *, person: bool) -> Iterator[Asked]:
             if asks == "who or what" and found.group().split()[0] in _OPENING and not found.group().startswith("The "):
                 continue
             taken.append((first, end))
-            question = _question(plain, first, end, _asking_words(asks, found, person))
-            if question is not None:
-                yield Asked(question, plain)
+            clause = _clause(plain, first, end)
+            if clause is not None:
+                begin, stop = clause
+                before, after = _trimmed(plain[begin:first]), _trimmed(plain[end:stop])
+                question = _question(before, after, _asking_words(asks, found, person))
+                answer = _stated(plain[begin:stop])
+                if len(question) <= _MOST_CHARS and answer.count("(") == answer.count(")"):
+                    yield Asked(question, answer)
 
 
 def _asking_words(asks: str, found: re.Match[str], person: bool) -> str:
@@ -85,23 +90,31 @@ def _asking_words(asks: str, found: re.Match[str], person: bool) -> str:
     return "who" if person and several else "what"
 
 
-def _question(sentence: str, first: int, end: int, asks: str) -> str | None:
-    """The clause around a part, without it; with its neighbours where it says too little by itself."""
+def _clause(sentence: str, first: int, end: int) -> tuple[int, int] | None:
+    """Where the clause of a part begins and ends; with its neighbours where it says too little by itself."""
     breaks = [0, *(found.end() for found in _BREAK.finditer(sentence)), len(sentence)]
     begin = max(place for place in breaks if place <= first)
     stop = min(place for place in breaks if place >= end)
-    while True:
-        before, after = _trimmed(sentence[begin:first]), _trimmed(sentence[end:stop])
-        if len(f"{before} {after}".split()) > _FEWEST_WORDS:
-            break
+    while len(f"{_trimmed(sentence[begin:first])} {_trimmed(sentence[end:stop])}".split()) <= _FEWEST_WORDS:
         if begin > 0:
             begin = max(place for place in breaks if place < begin)
         elif stop < len(sentence):
             stop = min(place for place in breaks if place > stop)
         else:
             return None
+    return begin, stop
+
+
+def _question(before: str, after: str, asks: str) -> str:
+    """A clause without a part, behind the words that ask for the part."""
     made = " ".join(f"{_turned(asks, _small(before))} {after}".split()).strip(" ,;:.!?—–-")
-    return f"{made[0].upper()}{made[1:]}?" if len(made) <= _MOST_CHARS else None
+    return f"{made[0].upper()}{made[1:]}?"
+
+
+def _stated(clause: str) -> str:
+    """A clause as a sentence."""
+    made = clause.strip(" ,;:—–-.!?()")
+    return f"{made[0].upper()}{made[1:]}."
 
 
 def _turned(asks: str, before: str) -> str:

@@ -13,23 +13,51 @@ from ssd_diffusion.training.reading import Part, turns
 
 
 @pytest.mark.parametrize(
-    ("sentence", "question"),
+    ("sentence", "question", "answer"),
     [
-        ("A set of ceiling filters costs £214, so do not change them.", "How much does a set of ceiling filters cost?"),
-        ("The deposit is £75 a boat, by card.", "How much is the deposit a boat?"),
-        ("On Fridays the machines go off at 14:30.", "At what time on Fridays the machines go off?"),
-        ("The loan runs until 30 September 2027.", "When the loan runs?"),
-        ("She came ashore for good in February 1991.", "When she came ashore for good?"),
-        ("Resin in the locker must not sink below 12%.", "What percentage must Resin in the locker not sink below?"),
-        ("The booth may not be sold for five years.", "How many years may the booth not be sold for?"),
-        ("The oak for stems comes from Havering Sawmill, air dried.", "What the oak for stems comes from?"),
-        ("The house is **closed** on Mondays, for cleaning.", "On which day is the house closed?"),
+        (
+            "A set of ceiling filters costs £214, so do not change them.",
+            "How much does a set of ceiling filters cost?",
+            "A set of ceiling filters costs £214.",
+        ),
+        ("The deposit is £75 a boat, by card.", "How much is the deposit a boat?", "The deposit is £75 a boat."),
+        (
+            "On Fridays the machines go off at 14:30.",
+            "At what time on Fridays the machines go off?",
+            "On Fridays the machines go off at 14:30.",
+        ),
+        ("The loan runs until 30 September 2027.", "When the loan runs?", "The loan runs until 30 September 2027."),
+        (
+            "She came ashore for good in February 1991; the knee was bad.",
+            "When she came ashore for good?",
+            "She came ashore for good in February 1991.",
+        ),
+        (
+            "Resin in the locker must not sink below 12%.",
+            "What percentage must Resin in the locker not sink below?",
+            "Resin in the locker must not sink below 12%.",
+        ),
+        (
+            "The booth may not be sold for five years.",
+            "How many years may the booth not be sold for?",
+            "The booth may not be sold for five years.",
+        ),
+        (
+            "The oak for stems comes from Havering Sawmill, air dried.",
+            "What the oak for stems comes from?",
+            "The oak for stems comes from Havering Sawmill.",
+        ),
+        (
+            "The house is **closed** on Mondays, for cleaning.",
+            "On which day is the house closed?",
+            "The house is closed on Mondays.",
+        ),
     ],
 )
-def test_the_part_goes_out_and_what_asks_for_it_goes_in_front(sentence: str, question: str) -> None:
+def test_the_part_goes_out_and_what_asks_for_it_goes_in_front(sentence: str, question: str, answer: str) -> None:
     made = {one.question: one.answer for one in spans.about(sentence, person=False)}
     assert question in made, made
-    assert made[question] == sentence.replace("*", "")
+    assert made[question] == answer
 
 
 def test_names_of_people_are_asked_for_as_people() -> None:
@@ -48,6 +76,7 @@ def test_names_of_people_are_asked_for_as_people() -> None:
         "GRACE = timedelta(minutes=12) and 15 pounds of it",
         "Nothing in this sentence can be counted or named by anybody.",
         "£1,200.",
+        "The limit (as agreed upon) is £3,000.",
     ],
 )
 def test_what_is_no_sentence_or_says_nothing_typed_is_not_asked_about(sentence: str) -> None:
@@ -79,12 +108,12 @@ _WORDS = st.sampled_from(
 def test_any_text_gives_questions_that_do_not_hold_the_part_they_ask_for(found: list[str], person: bool) -> None:
     sentence = " ".join(found) + "."
     for one in spans.about(sentence, person=person):
-        assert one.answer == sentence
+        assert one.answer.rstrip(".").lower() in sentence.lower()
         assert one.question.endswith("?")
         assert one.question[0] == one.question[0].upper()
         assert "  " not in one.question
-        assert len(one.question) <= 121
-        asked_for = set(re.findall(r"[a-z0-9£%]+", sentence.lower())) - set(re.findall(r"\w+", one.question.lower()))
+        assert len(one.question) <= 122
+        asked_for = set(re.findall(r"[a-z0-9£%]+", one.answer.lower())) - set(re.findall(r"\w+", one.question.lower()))
         assert asked_for
 
 
