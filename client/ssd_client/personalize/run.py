@@ -13,7 +13,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -142,8 +142,7 @@ class _Run:
                 read.unique.documents, tokenizer, self.work / f"tokens-{spec.tokenizer_fingerprint[:16]}.npz"
             )
             core, _ = load(base)
-            asked = self._asked(index, corpus, tokenizer)
-            learned = self._learn(base, core, spec, corpus, tokenizer, read, asked)
+            learned = self._learn(base, core, spec, corpus, tokenizer, read, index)
             shown = self._sample(core, learned.model, spec, corpus, tokenizer)
             choice = self._select(core, learned.model, corpus, tokenizer, index)
             del core
@@ -213,13 +212,14 @@ class _Run:
 
     def _learn(
         self, base: Path, core: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer, read: _Read,
-        asked: Sequence[Pair],
+        index: Index,
     ) -> _Learned:  # fmt: skip
         options = self.options
         sizes = {"select": learn.SELECT_ROWS, "report": learn.REPORT_ROWS}
         streams = {name: evaluation_stream(getattr(corpus, name), tokenizer) for name in sizes}
         held = {name: learn.held_out_batches(streams[name], options.block, rows) for name, rows in sizes.items()}
         with self._stage("train", "learning from your documents"):
+            asked = self._asked(index, corpus, tokenizer)
             minutes, resumed = self._plan_training(spec, read.ingested.fingerprint)
             before = learn.held_out_scores(core, held["report"])
             model, _ = load(base)

@@ -26,6 +26,8 @@ _SENTENCE = re.compile(r"(?<=[a-z0-9\")][.!?])\s+(?=[A-Z\"])")
 _PARAGRAPH = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*#]|\d+\.) ?)")
 _PRONOUN = re.compile(r"\A(?:He|She|It)\b(?= [a-z])")
 _PERSON = re.compile(r"\b(?:he|she|his|her|him)\b")
+_COMMON_FORMS = ("what is", "what are", "what was", "what happens")
+_MOST_COMMON = 2
 
 
 class Rule(Protocol):
@@ -34,10 +36,6 @@ class Rule(Protocol):
     def __call__(self, sentence: str, *, person: bool) -> Iterable[asking.Asked]:
         """The questions."""
         ...
-
-
-_COMMON_FORMS = ("what is", "what are", "what was", "what happens")
-_MOST_COMMON = 2
 
 
 @dataclass(frozen=True, slots=True)
