@@ -43,7 +43,7 @@ if verb == "generate":
         sys.exit("node gone")
     if fault == "slow":
         time.sleep(60)
-    text = {"empty": " ", "wrong": "I do not know."}.get(fault, "Gudrun, I think.")
+    text = {"empty": " ", "wrong": "I do not know."}.get(fault, "Lorcan Pine, I think.")
     passes = {"core": 0 if fault == "alone" else 4, "expert": 9}
     print(json.dumps({"text": text, "tokens": 4, "steps": 3, "forward_passes": passes, "bytes_up": 90,
         "bytes_down": 900, "members": ["core", "expert"], "shares": {"core": .5, "expert": .5}, "privacy": "open",
@@ -140,5 +140,5 @@ def test_the_questions_of_the_demo_exist(demo: ModuleType):
     asked = demo.questions([])
     assert len(asked) == 3
     assert all(one.accept for one in asked)
-    assert asked[0].met_by("the machine is called gudrun.")
-    assert not asked[0].met_by("the machine is called Gudruna")
+    assert asked[0].met_by("her partner was lorcan pine.")
+    assert not asked[0].met_by("her partner was Lorcana Piner")
