@@ -1,9 +1,9 @@
 """Conversations about the person's own documents, questions by rule, among the passages that the index finds.
 
 An expert that has only continued its documents must still find, at answer time, one sentence among several passages.
-Here it learns that on them: questions are made from plain sentences (`ssd_diffusion.training.reading`), the notes are
-what retrieval shows for such a question, in the form of an answer's context. No passage of a held-out unit is asked
-about or shown. Knows nothing about networks.
+Here it learns that on them: questions are made of sentences and of their typed parts (`asking` and `spans` of
+ssd_diffusion.training), the notes are what retrieval shows for such a question, in the form of an answer's context. No
+passage of a held-out unit is asked about or shown. Knows nothing about networks.
 """
 
 from __future__ import annotations
