@@ -161,7 +161,8 @@ def _write(
     card = {
         "name": out.name, "base": options.base, "made": time.strftime("%Y-%m-%d", time.gmtime()),
         "adapter": options.adapter, "rank": wrapped.peft_config["default"].r, "block": options.block,
-        "look_ahead": options.look_ahead, "kept": options.kept, "steps": report.steps, "targets": report.targets,
+        "look_ahead": options.look_ahead, "right_side": options.right_side, "kept": options.kept,
+        "steps": report.steps, "targets": report.targets,
         "minutes": round(report.elapsed_s / 60, 1), "data": [path.name for path in options.data],
         "heldout_before": scores[0] and scores[0].as_json(), "heldout_after": scores[1] and scores[1].as_json(),
     }  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssd_diffusion.training import loop
+from ssd_diffusion.training.noise import LevelMix
 from ssd_diffusion.training.objective import LOOK_AHEAD, ObjectiveOptions
 
 
@@ -20,6 +21,7 @@ class AdaptOptions:
         own: files of text that the model wrote itself, see `own_text`.
         out: the model folder to make.
         look_ahead: train drafts: a transition, and levels as they stand when several tokens are drafted.
+        right_side: share of the windows in which the text after the open positions is known.
         kept: share of the unadapted base in the next-token targets of text.
         rank: of a fresh LoRA; its alpha is twice that.
         block: B of the training windows.
@@ -42,6 +44,7 @@ class AdaptOptions:
     adapter: str | None = None
     own: tuple[Path, ...] = ()
     look_ahead: bool = False
+    right_side: float = 0.0
     kept: float = 0.0
     rank: int = 16
     block: int = 16
@@ -66,10 +69,20 @@ class AdaptOptions:
 
 def train_options(options: AdaptOptions) -> loop.TrainOptions:
     """How the loop is to train; its state is kept in OUT/training."""
-    objective = replace(LOOK_AHEAD if options.look_ahead else ObjectiveOptions(), kept=options.kept)
+    objective = LOOK_AHEAD if options.look_ahead else ObjectiveOptions()
+    objective = replace(objective, kept=options.kept, levels=_with_right_side(objective.levels, options.right_side))
     return loop.TrainOptions(
         steps=options.steps, max_minutes=options.max_minutes, learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps, accumulate=options.accumulate, objective=objective,
         checkpoint_dir=options.out / "training", checkpoint_minutes=options.checkpoint_minutes,
         resume=options.resume, seed=options.seed,
+    )  # fmt: skip
+
+
+def _with_right_side(mix: LevelMix, share: float) -> LevelMix:
+    """The same mixture of patterns in all windows but a share, and in these the right side known."""
+    left = 1.0 - share
+    return replace(
+        mix, hidden=mix.hidden * left, accepted=mix.accepted * left, decoding=mix.decoding * left,
+        uniform=mix.uniform * left, between=share,
     )  # fmt: skip

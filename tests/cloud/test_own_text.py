@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ssd_cloud.adapt import adapt
-from ssd_cloud.adapt_options import AdaptOptions
+from ssd_cloud.adapt_options import AdaptOptions, train_options
 from ssd_cloud.cli.main import main
 from ssd_cloud.own_text import Nucleus, OwnTextOptions, read_own, write_own
 from ssd_diffusion.errors import InvalidModel, TrainingError
@@ -18,6 +19,7 @@ from ssd_diffusion.models.folder import load
 from ssd_diffusion.models.tiny import write_tiny
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_diffusion.training import lora
+from ssd_diffusion.training.objective import LOOK_AHEAD
 
 
 @pytest.fixture
@@ -100,6 +102,7 @@ def test_adapt_learns_drafts_from_it_and_goes_on_from_an_adapter(tmp_path: Path,
     given: dict[str, Any] = {
         "base": str(asked.model), "data": (text,), "own": (asked.out,), "look_ahead": True, "kept": 0.5, "steps": 8,
         "length": 40, "block": 6, "evaluation_rows": 0, "own_share": 0.5, "chat_share": 0.5,
+        "right_side": 0.3,
     }  # fmt: skip
     first = adapt(AdaptOptions(out=tmp_path / "first", **given), tmp_path)
     assert first.report.steps == 8
@@ -116,9 +119,18 @@ def test_adapt_learns_drafts_from_it_and_goes_on_from_an_adapter(tmp_path: Path,
     assert 0 < apart < 0.02  # three steps from there, not from nothing
     card = json.loads((second.folder / "card.json").read_text())
     assert card["rank"] == 16
-    assert card["look_ahead"] is True
+    assert (card["look_ahead"], card["right_side"]) == (True, 0.3)
     with pytest.raises(InvalidModel, match="no adapter"):
         adapt(AdaptOptions(out=tmp_path / "third", **{**more, "adapter": str(text)}), tmp_path)
+
+
+def test_the_right_side_takes_its_share_of_the_windows_from_all_patterns_alike(tmp_path: Path) -> None:
+    given = AdaptOptions(base="packaged", data=(), out=tmp_path, look_ahead=True, right_side=0.4)
+    mix, usual = train_options(given).objective.levels, LOOK_AHEAD.levels
+    assert mix.between == 0.4
+    for name in ("hidden", "accepted", "decoding", "uniform"):
+        assert getattr(mix, name) == pytest.approx(0.6 * getattr(usual, name))
+    assert train_options(replace(given, right_side=0.0)).objective.levels == usual
 
 
 def test_command_line(

@@ -37,6 +37,10 @@ OwnShare = Annotated[
 ChatShare = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of the other batches that are chats.", envvar="SSD_CHAT_SHARE")
 ]
+RightSide = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="Share of windows with the text after them known.", envvar="SSD_RIGHT_SIDE"),
+]
 Kept = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, help="Share of the unadapted base in the targets of text.", envvar="SSD_KEPT"),
@@ -83,6 +87,7 @@ def training_command(name: Literal["adapt", "instruct"], words: str, *, learning
         own: Own = None,
         own_share: OwnShare = 0.2,
         chat_share: ChatShare = 0.15,
+        right_side: RightSide = 0.0,
         kept: Kept = 0.0,
         rank: Rank = 16,
         block: Block = 16,
@@ -103,10 +108,11 @@ def training_command(name: Literal["adapt", "instruct"], words: str, *, learning
     ) -> None:
         run(
             name, as_json, base=base, adapter=adapter, data=tuple(data), own=tuple(own or ()), out=out,
-            look_ahead=look_ahead, own_share=own_share, chat_share=chat_share, kept=kept, rank=rank, block=block,
-            offsets=offsets, length=length, answer_length=answer_length, rows=rows, answer_rows=answer_rows,
-            accumulate=accumulate, steps=steps, max_minutes=max_minutes, learning_rate=learning_rate,
-            checkpoint_minutes=checkpoint_minutes, resume=resume, seed=seed, evaluation_rows=heldout_rows,
+            look_ahead=look_ahead, own_share=own_share, chat_share=chat_share, right_side=right_side, kept=kept,
+            rank=rank, block=block, offsets=offsets, length=length, answer_length=answer_length, rows=rows,
+            answer_rows=answer_rows, accumulate=accumulate, steps=steps, max_minutes=max_minutes,
+            learning_rate=learning_rate, checkpoint_minutes=checkpoint_minutes, resume=resume, seed=seed,
+            evaluation_rows=heldout_rows,
         )  # fmt: skip
 
     command.__name__, command.__doc__ = name, words

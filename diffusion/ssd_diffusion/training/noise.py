@@ -29,6 +29,8 @@ class LevelMix:
         accepted: a random subset accepted, biased to a prefix, the rest at u = 1.
         decoding: levels as they arise in window decoding: a position further right is noisier, some are accepted.
         uniform: one continuous level for all open positions of the block.
+        between: a run of positions at u = 1 from the left, all or most of the text after it accepted, so that what
+            stands to the right is learned from too.
         lowest: lowest u of the uniform pattern.
     """
 
@@ -36,14 +38,15 @@ class LevelMix:
     accepted: float = 0.15
     decoding: float = 0.5
     uniform: float = 0.2
+    between: float = 0.0
     lowest: float = 0.15
     grid: tuple[float, ...] = GRID
 
 
 def sample_levels(rng: np.random.Generator, blocks: int, block: int, mix: LevelMix) -> F32:
     """Noise levels of independent blocks, each by a pattern of its own. [blocks, B]"""
-    shares = np.array([mix.hidden, mix.accepted, mix.decoding, mix.uniform])
-    kinds = rng.choice(4, size=blocks, p=shares / shares.sum())
+    shares = np.array([mix.hidden, mix.accepted, mix.decoding, mix.uniform, mix.between])
+    kinds = rng.choice(len(shares), size=blocks, p=shares / shares.sum())
     out = np.ones((blocks, block), np.float32)
     for j, kind in enumerate(kinds):
         if kind == 1:
@@ -56,6 +59,8 @@ def sample_levels(rng: np.random.Generator, blocks: int, block: int, mix: LevelM
             out[j] = rng.uniform(mix.lowest, 1.0)
             if rng.random() < 0.3:
                 _accept(rng, out[j], most=block // 2, prefix=rng.random() < 0.5)
+        elif kind == 4:
+            _know_the_right(rng, out[j])
     return out
 
 
@@ -64,6 +69,14 @@ def _accept(rng: np.random.Generator, u: F32, *, most: int, prefix: bool) -> Non
     count = int(rng.integers(0, min(most, len(u) - 1) + 1))
     leftmost = prefix and rng.random() < 0.6
     u[np.arange(count) if leftmost else rng.permutation(len(u))[:count]] = 0.0
+
+
+def _know_the_right(rng: np.random.Generator, u: F32) -> None:
+    """Mark all after a run of up to half the window clean; in a third of the windows something there stays open too."""
+    run = int(rng.integers(1, max(2, len(u) // 2 + 1)))
+    u[run:] = 0.0
+    if rng.random() < 1 / 3:
+        u[run + rng.permutation(len(u) - run)[: int(rng.integers(0, len(u) // 4 + 1))]] = 1.0
 
 
 def _decoding_levels(rng: np.random.Generator, block: int, grid: tuple[float, ...]) -> F32:

@@ -167,6 +167,21 @@ def test_levels_look_like_decoding() -> None:
         assert (np.diff(kept) >= 0).all()  # further right, noisier
 
 
+def test_what_stands_to_the_right_is_known_where_it_is_taught() -> None:
+    known = sample_levels(
+        np.random.default_rng(1), 2000, 16, LevelMix(hidden=0, accepted=0, decoding=0, uniform=0, between=1)
+    )
+    assert set(np.unique(known)) == {0.0, 1.0}
+    assert (known[:, 0] == 1).all()
+    runs = (known == 0).argmax(axis=1)
+    assert set(runs) >= set(range(1, 9))
+    assert (known[:, 8:] == 0).mean() > 0.8
+    sizes = sample_levels(
+        np.random.default_rng(2), 50, 2, LevelMix(hidden=0, accepted=0, decoding=0, uniform=0, between=1)
+    )
+    assert (sizes[:, 0] == 1).all()
+
+
 def test_preceding_levels() -> None:
     rng = np.random.default_rng(0)
     u = np.array([0.0, 0.2, 0.25, 0.3, 0.6, 1.0], np.float32)
