@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from ssd_client.personalize.asked import NOTES, asked_pairs
+from ssd_client.personalize.asked import NOTES, asked_pairs, asked_stretches
 from ssd_client.personalize.corpus import ASKED_LENGTH, Corpus, Unit, training_rows
 from ssd_client.personalize.options import PersonalizeOptions
 from ssd_client.prompt import Passage, build_contexts, parse_prompt
 from ssd_diffusion.models.tiny import write_tiny
 from ssd_diffusion.tokenizer import Tokenizer
+from ssd_diffusion.training.chats import end_of_answer
 from ssd_diffusion.training.data import InstructionRows, MixedRows
 
 FACTS = {
@@ -79,6 +80,33 @@ def test_the_same_seed_asks_the_same(tokenizer: Tokenizer) -> None:
     first, again, other = (asked_pairs(units, map(passage, FACTS), in_order, tokenizer, seed=s) for s in (3, 3, 4))
     assert [list(p.prompt) for p in first] == [list(p.prompt) for p in again]
     assert [list(p.prompt) for p in first] != [list(p.prompt) for p in other]
+
+
+def test_what_is_held_out_is_asked_about_as_an_answer_would_be_given(tokenizer: Tokenizer) -> None:
+    """The expert's context is that of an answer, the core's holds the question alone, and answers end."""
+    held = [unit("keys", tokenizer), unit("oars", tokenizer)]
+    found = asked_stretches(held, [passage(name) for name in FACTS], in_order, tokenizer, 0, 1000)
+    assert len(found) == 2
+    for one in found:
+        answer = tokenizer.decode(one.target[:-1].tolist())
+        assert answer in FACTS["keys"] + FACTS["oars"]
+        assert one.target[-1] == end_of_answer(tokenizer)
+        public = tokenizer.decode(one.public.tolist(), special=True)
+        assert not any(fact in public for fact in FACTS.values())
+        asked = public.split("?")[0].split(">")[-1].split("\n")[-1].strip() + "?"
+        contexts = build_contexts(
+            tokenizer, parse_prompt(asked), private=(), passages=in_order("", NOTES), expert_room=4000, core_room=None
+        )
+        assert one.private.tolist() == contexts.expert_ids.tolist()
+        assert one.public.tolist() == contexts.core_ids.tolist()
+
+
+def test_no_more_is_asked_than_wanted_and_without_passages_both_contexts_are_one(tokenizer: Tokenizer) -> None:
+    every = [unit(name, tokenizer) for name in FACTS]
+    few = asked_stretches(every, map(passage, FACTS), lambda _q, _n: [], tokenizer, 0, 30)
+    assert sum(len(one.target) for one in few[:-1]) < 30 <= sum(len(one.target) for one in few)
+    assert all(one.private is one.public for one in few)
+    assert asked_stretches([], map(passage, FACTS), in_order, tokenizer, 0, 30) == []
 
 
 def test_what_cannot_be_asked_about_is_learned_without_questions(tokenizer: Tokenizer) -> None:

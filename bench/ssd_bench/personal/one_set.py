@@ -171,12 +171,10 @@ def _cloze(one: _Set, result: Result) -> Result:
 
 def _answers(one: _Set, result: Result) -> Result:
     plan, questions = one.plan, _questions(one)
-    pairs = result.choice.pairs
+    weights = Weights(lam=result.card[0], alpha=result.card[1])
     settings = answers.Settings(
-        weights={"diffusion": Weights(lam=pairs["s1"][0], alpha=pairs["s1"][1]),
-                 "ar": Weights(lam=pairs["next"][0], alpha=pairs["next"][1])},
-        tokens=plan.tokens, passages=plan.passages,
-    )  # fmt: skip
+        weights={"diffusion": weights, "ar": weights}, tokens=plan.tokens, passages=plan.passages
+    )
     records = one.lines("answers", answers.KEY)
     with progress(f"{one.split.name}: answers", len(questions) * len(answers.SYSTEMS)) as advance:
         answers.measure(

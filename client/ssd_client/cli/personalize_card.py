@@ -52,7 +52,7 @@ _TRAINING = frozenset({
     "best_step", "train_seconds", "warm_start", "seconds", "heldout_documents",
 })  # fmt: skip
 _CALIBRATION = frozenset({
-    "by", "lam", "alpha", "selected", "table", "alone", "reported", "tokens", "heldout_before", "heldout_after",
+    "how", "by", "lam", "alpha", "selected", "table", "alone", "reported", "tokens", "heldout_before", "heldout_after",
     "sample", "precision", "agreement",
 })  # fmt: skip
 
@@ -103,7 +103,7 @@ def calibration_rows(card: ExpertCard) -> list[Row]:
         scores = ", ".join(f"{label} {_score(reported[key])}" for key, label in names.items() if key in reported)
         rows.append(("S1, reported", f"{scores}   (nats a token{_on(counts, 'report')}; higher is better)"))
     if "alone" in found:
-        rows.append(("without a core", _alone(bool(found["alone"]))))
+        rows.append(("without a core", _alone(bool(found["alone"]), asked=found.get("by") == "questions")))
     for one in _agreements(found):
         rows.append(("torch and ONNX", one))
     rows += _rest(found, _CALIBRATION)
@@ -157,13 +157,15 @@ def _cell(value: float | None, *, chosen: bool) -> Text:
 
 def _chosen(found: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     score = _number(found.get("selected"))
-    return "" if score is None else f"   (S1 {score:.3f}{_on(counts, 'select')} of the half that selects)"
+    scored = "answers about the half" if found.get("by") == "questions" else "the half"
+    return "" if score is None else f"   (S1 {score:.3f}{_on(counts, 'select')} of {scored} that selects)"
 
 
-def _alone(alone: bool) -> str:
+def _alone(alone: bool, *, asked: bool) -> str:
+    what, be = ("answers about held-out text", "are") if asked else ("held-out text", "is")
     if alone:
-        return "held-out text is no less likely to the expert alone than to it with a core of the base's size"
-    return "held-out text is less likely to the expert alone than to it with a core"
+        return f"{what} {be} no less likely to the expert alone than to it with a core of the base's size"
+    return f"{what} {be} less likely to the expert alone than to it with a core"
 
 
 def _agreements(found: Mapping[str, Any]) -> Iterator[str]:

@@ -89,7 +89,7 @@ class View:
             rows.append(("held-out loss", f"{before:.3f} before, {after:.3f} after{change}   (S1, nats a token)"))
         rows.append(("its share", f"lambda {card.lam:g}, alpha {card.alpha:g}"))
         if card.calibration.get("alone"):
-            rows.append(("", "on held-out text it writes as well without a core of its own size (--offline)"))
+            rows.append(("", "on what was held out it writes as well without a core of its own size (--offline)"))
         rows.append(("base", card.base_model_id))
         rows.append(("size", bytes_text(card.size_bytes)))
         seconds = self.details.get("done", {}).get("seconds", {})

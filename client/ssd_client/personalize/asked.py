@@ -1,9 +1,10 @@
-"""Conversations about the person's own documents, questions by rule, among the passages that the index finds.
+"""Questions by rule about the person's own documents, among the passages that the index finds for them.
 
 An expert that has only continued its documents must still find, at answer time, one sentence among several passages.
-Here it learns that on them: questions are made of sentences and of their typed parts (`asking` and `spans` of
-ssd_diffusion.training), the notes are what retrieval shows for such a question, in the form of an answer's context. No
-passage of a held-out unit is asked about or shown. Knows nothing about networks.
+It learns that on what it may learn from (`asked_pairs`), where no passage of a held-out unit is asked about or shown;
+what is held out is asked about to choose how it answers (`asked_stretches`). Questions are made of sentences and of
+their typed parts (`asking` and `spans` of ssd_diffusion.training), the notes are what retrieval shows for such a
+question, in the form of an answer's context. Knows nothing about networks.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_diffusion.training import asking, spans
 from ssd_diffusion.training.asking import Asked
-from ssd_diffusion.training.chats import conversation
+from ssd_diffusion.training.chats import conversation, end_of_answer
 from ssd_diffusion.training.data import Pair
 from ssd_diffusion.training.reading import Part, sentences_of_lines, turns
 
 from ssd_client.personalize.corpus import Unit
+from ssd_client.personalize.weights import Stretch
 from ssd_client.prompt import Passage, Prompt, expert_messages
 
 Find = Callable[[str, int], Sequence[Passage]]
@@ -26,6 +28,7 @@ Find = Callable[[str, int], Sequence[Passage]]
 
 NOTES = 4
 _MOST_TURNS = 6
+_MOST_OF_A_PASSAGE = 3  # questions that choose lambda and alpha
 _MOST_CONVERSATIONS = 400  # more than the time of a run lets an expert read
 _RULES = (asking.about, spans.about)
 _SPARE = 4  # passages that may fall away as held out
@@ -43,13 +46,7 @@ def asked_pairs(
         tokenizer: with the template of chats.
         seed: of every choice.
     """
-    texts: dict[str, list[str]] = {}
-    for unit in units:
-        texts.setdefault(unit.path, []).append(unit.text)
-
-    def learned(passage: Passage) -> bool:
-        return any(passage.text in text for text in texts.get(passage.document, ()))
-
+    learned = _inside(units)
     own = [passage for passage in passages if learned(passage)]
     rng = np.random.default_rng([seed, 3])
     pairs: list[Pair] = []
@@ -67,6 +64,44 @@ def asked_pairs(
         if len(pairs) == _MOST_CONVERSATIONS:
             break
     return pairs
+
+
+def asked_stretches(
+    units: Sequence[Unit], passages: Iterable[Passage], find: Find, tokenizer: Tokenizer, seed: int, tokens: int
+) -> list[Stretch]:
+    """Questions about what the units hold, each beside the notes that an answer would be given, and its answer.
+
+    Args:
+        units: what is asked about.
+        passages: of all documents, as the index has them.
+        find: the retrieval of answers, of all documents.
+        tokenizer: with the template of chats.
+        seed: of every choice.
+        tokens: of answers, after which no more is asked.
+    """
+    held = _inside(units)
+    own = [passage for passage in passages if held(passage)]
+    rng = np.random.default_rng([seed, 4])
+    found: list[Stretch] = []
+    for i in rng.permutation(len(own)):
+        for one in turns(rng, [_part(own[int(i)])], _MOST_OF_A_PASSAGE, _RULES):
+            if sum(len(stretch.target) for stretch in found) >= tokens:
+                return found
+            prompt = Prompt(one.question, one.question)
+            notes = find(one.question, NOTES)
+            answer = np.append(tokenizer.encode(one.answer), end_of_answer(tokenizer)).astype(np.int32)
+            public = tokenizer.chat(expert_messages(prompt, (), ()))
+            private = tokenizer.chat(expert_messages(prompt, (), notes)) if notes else public
+            found.append(Stretch(public, private, answer))
+    return found
+
+
+def _inside(units: Sequence[Unit]) -> Callable[[Passage], bool]:
+    """Whether a passage stands in one of the units."""
+    texts: dict[str, list[str]] = {}
+    for unit in units:
+        texts.setdefault(unit.path, []).append(unit.text)
+    return lambda passage: any(passage.text in text for text in texts.get(passage.document, ()))
 
 
 def _part(passage: Passage) -> Part:

@@ -43,7 +43,7 @@ from ssd_client.errors import BadInput, ExpertNotFound, PersonalizeError, StoreE
 from ssd_client.index import Index, Updated
 from ssd_client.onnx_engine import ONNX_DIR
 from ssd_client.personalize import learn, weights
-from ssd_client.personalize.asked import asked_pairs
+from ssd_client.personalize.asked import Find, asked_pairs, asked_stretches
 from ssd_client.personalize.corpus import Corpus, Unit, build_corpus, evaluation_stream, training_rows
 from ssd_client.personalize.encoder_export import ensure_encoder
 from ssd_client.personalize.options import Event, OnEvent, PersonalizeOptions, Stage
@@ -202,13 +202,7 @@ class _Run:
         """Questions about the documents that are learned from, among what the index finds for them."""
         if self.options.asked_share <= 0:
             return []
-
-        def find(question: str, most: int) -> list[Passage]:
-            found = index.search(question, most).passages
-            return [Passage(one.path, place(one.title, one.heading), one.text, one.score) for one in found]
-
-        every = (Passage(one.path, place(one.title, one.heading), one.text, 0.0) for one in index.passages())
-        return asked_pairs(corpus.train, every, find, tokenizer, self.options.seed)
+        return asked_pairs(corpus.train, _passages(index), _finder(index), tokenizer, self.options.seed)
 
     def _learn(
         self, base: Path, core: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer, read: _Read,
@@ -290,18 +284,30 @@ class _Run:
     def _select(
         self, core: Ssd2Model, model: Ssd2Model, corpus: Corpus, tokenizer: Tokenizer, index: Index
     ) -> weights.Choice:
+        with self._stage("select", "choosing how much the expert says, on this device"):
+            kind, (select, report) = self._to_weigh(corpus, tokenizer, index)
+            if not select:
+                return weights.Choice(0.5, 0.0, float("nan"), {})
+            choice = weights.choose(core, model, select, report, lambda done: self._tell("select", done), by=kind)
+            self._tell("select", 1.0, f"lambda {choice.lam:g}, alpha {choice.alpha:g}", detail=choice.as_json())
+        return choice
+
+    def _to_weigh(
+        self, corpus: Corpus, tokenizer: Tokenizer, index: Index
+    ) -> tuple[weights.Kind, list[list[weights.Stretch]]]:
+        """Answers about the half that selects and about the other, or stretches of them where too little is asked."""
+        wanted, seed = self.options.select_tokens, self.options.seed
+        halves = corpus.select or corpus.report, corpus.report
+        answers = [
+            asked_stretches(units, _passages(index), _finder(index), tokenizer, seed, wanted) for units in halves
+        ]
+        if sum(len(one.target) for one in answers[0]) >= weights.LEAST_ANSWERS:
+            return "questions", answers
+
         def notes(unit: Unit, opening: str) -> list[str]:
             return _other_passages(index, unit, opening)
 
-        wanted = self.options.select_tokens
-        with self._stage("select", "choosing how much the expert says, on this device"):
-            halves = [weights.stretches(units, tokenizer, wanted, notes) for units in (corpus.select, corpus.report)]
-            select = halves[0] or halves[1]
-            if not select:
-                return weights.Choice(0.5, 0.0, float("nan"), {})
-            choice = weights.choose(core, model, select, halves[1], lambda done: self._tell("select", done))
-            self._tell("select", 1.0, f"lambda {choice.lam:g}, alpha {choice.alpha:g}", detail=choice.as_json())
-        return choice
+        return "text", [weights.stretches(units, tokenizer, wanted, notes) for units in halves]
 
     def _export(self, learned: _Learned, spec: ModelSpec, base: Path, staging: Path, corpus: Corpus) -> _Exported:
         with self._stage("export", "writing the expert for onnxruntime"):
@@ -341,7 +347,7 @@ class _Run:
                 heldout_before=learned.before.get("s1"), heldout_after=learned.after.get("s1"),
                 hyperparameters=self._hyperparameters(learned),
                 calibration=_finite({
-                    "by": "S1 on held-out text, base model as core, on this device", **choice.as_json(),
+                    "how": "S1 on what is held out, base model as core, on this device", **choice.as_json(),
                     "heldout_before": learned.before, "heldout_after": learned.after,
                     "sample": shown.as_json(), "precision": exported.use,
                     "agreement": [
@@ -365,6 +371,21 @@ class _Run:
             "best_step": report.best_step, "train_seconds": round(report.elapsed_s, 1), "warm_start": learned.warm,
             "seconds": dict(self.seconds), "heldout_documents": list(learned.held_out),
         }  # fmt: skip
+
+
+def _passages(index: Index) -> list[Passage]:
+    """All of the index, as the expert would be shown them."""
+    return [Passage(one.path, place(one.title, one.heading), one.text, 0.0) for one in index.passages()]
+
+
+def _finder(index: Index) -> Find:
+    """The retrieval of answers."""
+
+    def find(question: str, most: int) -> list[Passage]:
+        found = index.search(question, most).passages
+        return [Passage(one.path, place(one.title, one.heading), one.text, one.score) for one in found]
+
+    return find
 
 
 def _other_passages(index: Index, unit: Unit, opening: str) -> list[str]:

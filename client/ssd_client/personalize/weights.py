@@ -1,7 +1,8 @@
 """Lambda and alpha, chosen on the device: no text is sent anywhere.
 
-Held-out text is continued from its own beginning, as a chat. The core that stands in here is the base model itself;
-the expert reads passages of other documents as private context. The score is S1 (diffusion.md, 3): the mean
+Questions about held-out documents are answered with the passages that retrieval finds as the expert's private context
+(`asked`); where there are too few of these, held-out text is continued from its own beginning, as a chat, with passages
+of other documents. The core that stands in here is the base model itself. The score is S1 (diffusion.md, 3): the mean
 log-probability of each true token at the first open position, everything else hidden. All candidates are scored on the
 same tokens. Knows nothing about files.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ssd_diffusion.models.ssd2 import Ssd2Model
@@ -29,18 +30,23 @@ CHUNK = 64
 _ROWS = 4  # fused at once: few enough to stay in the processor's cache from one candidate to the next
 _OPENING = 32
 
+LEAST_ANSWERS = 100
+"""Tokens of answers below which held-out text chooses."""
+
+Kind = Literal["text", "questions"]
+
 Notes = Callable[[Unit, str], Sequence[str]]
 """Passages of other documents for a unit and the beginning of a stretch of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stretch:
-    """A held-out stretch with each member's context.
+    """A held-out stretch, or the answer to a question about held-out text, with each member's context.
 
     Attributes:
         public: what core and expert see without private context. [n]
         private: the same after the passages. [m]
-        target: the true continuation. [CHUNK at most]
+        target: the true continuation, or the answer with its end token. [n]
     """
 
     public: I32
@@ -59,6 +65,7 @@ class Choice:
         table: S1 on that half by "lam,alpha".
         reported: S1 on the other half: core alone, expert alone, the choice.
         tokens: how many tokens each half has.
+        by: what was scored: text that goes on, or answers to questions.
     """
 
     lam: float
@@ -68,6 +75,7 @@ class Choice:
     alone: bool = False
     reported: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    by: Kind = "text"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, rounded."""
@@ -177,6 +185,8 @@ def choose(
     select: Sequence[Stretch],
     report: Sequence[Stretch],
     progress: Callable[[float], None] = lambda _: None,
+    *,
+    by: Kind = "text",
 ) -> Choice:
     """The best (lambda, alpha) on one half, and its score on the other; ties go to the smaller weights."""
     candidates = [(lam, alpha) for lam in LAMBDAS for alpha in ALPHAS if lam > 0 or alpha == 0]
@@ -188,5 +198,5 @@ def choose(
         best[0], best[1], found[best], {f"{lam:g},{alpha:g}": value for (lam, alpha), value in found.items()},
         found[ALONE] >= found[best],
         {name: told[pair] for name, pair in wanted.items()} if report else {},
-        {"select": sum(len(s.target) for s in select), "report": sum(len(s.target) for s in report)},
+        {"select": sum(len(s.target) for s in select), "report": sum(len(s.target) for s in report)}, by,
     )  # fmt: skip
