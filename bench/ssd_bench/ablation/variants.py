@@ -33,7 +33,7 @@ class Variant:
 
 
 def _levels(name: str, **shares: float) -> Variant:
-    given = {"hidden": 0.0, "accepted": 0.0, "decoding": 0.0, "uniform": 0.0, **shares}
+    given = {"hidden": 0.0, "accepted": 0.0, "decoding": 0.0, "uniform": 0.0, "between": 0.0, **shares}
     return _trained(name, levels=replace(LevelMix(), **given))  # type: ignore[arg-type]
 
 
@@ -53,6 +53,7 @@ VARIANTS = (
     _levels("a level for every position in half of the blocks", hidden=0.3, decoding=0.5, accepted=0.2),
     _levels("no right side", hidden=0.9, uniform=0.1),
     _levels("right side in half of the blocks", hidden=0.4, accepted=0.5, uniform=0.1),
+    _levels("text after the open positions known in a third of the blocks", hidden=0.6, between=0.33, uniform=0.07),
     _trained("true tokens alone as targets of drafts", taught=0.0),
     _trained("base not kept", kept=0.0),
     Variant(name="no transition", transition=False),
