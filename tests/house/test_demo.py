@@ -140,5 +140,5 @@ def test_the_questions_of_the_demo_exist(demo: ModuleType):
     asked = demo.questions([])
     assert len(asked) == 3
     assert all(one.accept for one in asked)
-    assert asked[0].met_by("her partner was lorcan pine.")
-    assert not asked[0].met_by("her partner was Lorcana Piner")
+    assert asked[0].met_by("they are kept for 35 days.")
+    assert not asked[0].met_by("they are kept for 350 days.")

@@ -85,14 +85,12 @@ class Made:
         return float(self.card.hyperparameters.get("train_seconds", 0.0)) / 60
 
     def retrieve(self, text: str, limit: int) -> list[Passage]:
-        """Passages of its documents for a text, best first, by BM25."""
+        """Passages of its documents for a text, best first, as `generate` finds them."""
         return find_passages(self.folder, self.home, text, limit)
 
 
 def make(split: Split, training: Training, base_id: str) -> Made:
     """The expert of a set: the one that is there, or a new one; a run that was stopped goes on.
-
-    Passages are found by words alone, so that all systems of the suite read the same ones.
 
     Raises:
         ClientError, DiffusionError: it cannot be made.
@@ -104,7 +102,7 @@ def make(split: Split, training: Training, base_id: str) -> Made:
     except ExpertNotFound:
         options = PersonalizeOptions(
             folder=split.folder, name=name, base=training.base, train_minutes=training.minutes,
-            max_minutes=2 * training.minutes + 3, resume=True, retrieve=False, seed=training.seed, **training.changes,
+            max_minutes=2 * training.minutes + 3, resume=True, seed=training.seed, **training.changes,
         )  # fmt: skip
         curve.mkdir(parents=True, exist_ok=True)
         with progress_by(f"{split.name}: expert", _STEPS) as advance:

@@ -75,9 +75,9 @@ def _intro() -> str:
         "open position, the **twin** the same models' next-token likelihood, combined likewise; both are normalised "
         "over texts and may be compared. **S2** is the denoising loss of blocks at "
         f"u = {', '.join(f'{u:g}' for u in LEVELS)}; compare it with itself alone. On kept documents expert and base "
-        f"read up to {NOTES} passages of the documents "
-        "that were learned from, found by BM25; the core never reads one. Texts are read in float32 and answers "
-        "written in bfloat16 where the processor has it. A run goes on from the records of earlier ones with the same "
+        f"read up to {NOTES} passages of the documents that were learned from, found as `generate` finds them; the "
+        "core never reads one. Texts are read in float32 and answers written in bfloat16 where the processor has it. "
+        "A run goes on from the records of earlier ones with the same "
         "settings; its time is then not that of the whole. A conclusion is *not shown* where the interval holds zero, "
         f"where fewer than {LEAST_UNITS} units stand behind it, and for shares where McNemar's p is .05 or more."
     )
