@@ -43,7 +43,7 @@ if verb == "generate":
         sys.exit("node gone")
     if fault == "slow":
         time.sleep(60)
-    text = {"empty": " ", "wrong": "I do not know."}.get(fault, "Lorcan Pine, I think.")
+    text = {"empty": " ", "wrong": "I do not know."}.get(fault, "35 days, I think.")
     passes = {"core": 0 if fault == "alone" else 4, "expert": 9}
     print(json.dumps({"text": text, "tokens": 4, "steps": 3, "forward_passes": passes, "bytes_up": 90,
         "bytes_down": 900, "members": ["core", "expert"], "shares": {"core": .5, "expert": .5}, "privacy": "open",
