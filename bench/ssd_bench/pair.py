@@ -107,7 +107,8 @@ def open_pair(home: Path, *, expert: str | None = None, core: str = "packaged", 
     Raises:
         ClientError, DiffusionError, StartError: one sentence that says what is missing.
     """
-    from ssd_client.answer import find_passages, open_expert
+    from ssd_client.answer import open_expert
+    from ssd_client.retrieval import find_passages
     from ssd_client.store import Store
     from ssd_cloud.models import load, resolve
 

@@ -33,14 +33,14 @@ from ssd_client.ledger import Ledger
 from ssd_client.node import Address, NodeChannel, NodeInfo, check_tokenizer
 from ssd_client.oneway import OneWaySource, decode_one_way
 from ssd_client.options import GenerateOptions, decode_params, opening, public_settings, with_drafts
-from ssd_client.prompt import Contexts, Passage, Prompt, build_contexts, parse_prompt, read_private
+from ssd_client.prompt import Contexts, Prompt, build_contexts, parse_prompt, read_private
 from ssd_client.received import Received
 from ssd_client.remote import RemoteMember
 from ssd_client.report import Answer, OnProgress, Tally
+from ssd_client.retrieval import find_passages
 from ssd_client.store import ExpertCard, Store
 
 LEDGER_FILE = "ledger.sqlite"
-INDEX_FILE = "index.sqlite"
 SECRET_VARIABLE = "SSD_DEVICE_SECRET_FILE"
 _SECRET_BYTES = 32
 _DESCRIBE_S = 10.0
@@ -246,22 +246,6 @@ def _prepare(options: GenerateOptions, prompt: Prompt, expert: Expert, core: _Co
     draw_key = keys.draw_key(answer_secret(home), seed)
     notes = [core.note] if core.note else []
     return _Run(options, expert, core, contexts, params, weights, seed, draw_key, session, notes)
-
-
-def find_passages(folder: Path, home: Path, query: str, limit: int) -> list[Passage]:
-    """The passages of the expert's documents that fit the query best, best first.
-
-    Raises:
-        IndexFault: the index or the encoder is damaged.
-    """
-    from ssd_client.documents.passages import place
-    from ssd_client.index import Index, find_encoder
-
-    if limit == 0 or not (folder / INDEX_FILE).exists():
-        return []
-    with Index.open(folder, find_encoder(home)) as index:
-        found = index.search(query, limit).passages
-    return [Passage(one.path, place(one.title, one.heading), one.text, round(one.score, 6)) for one in found]
 
 
 def _disclosure(run: _Run, prompt: Prompt) -> Disclosure:

@@ -19,7 +19,7 @@ import torch
 from ssd_client.errors import BadInput, PersonalizeError, StoreError, UsageError
 from ssd_client.index import Index
 from ssd_client.onnx_engine import OnnxEngine
-from ssd_client.personalize import Event, PersonalizeOptions, personalize, run
+from ssd_client.personalize import Event, PersonalizeOptions, personalize, run, weights
 from ssd_client.personalize.corpus import Unit, build_corpus, reading_pairs, training_rows
 from ssd_client.personalize.options import STAGES
 from ssd_client.personalize.sample import TOKENS, Sample, sample
@@ -77,6 +77,8 @@ def test_a_folder_becomes_an_expert_and_only_what_changed_is_read_again(tmp_path
     assert card.heldout_after is not None
     assert card.heldout_after < card.heldout_before
     assert 0 <= card.lam <= 1
+    assert card.calibration["by"] == "text"
+    assert card.calibration["tokens"]["select"] >= 60
     assert card.calibration["reported"].keys() == {"core", "expert", "ensemble"}
     assert card.calibration["agreement"][0]["greedy"] == 1.0
     assert card.calibration["precision"] == "fp32"
@@ -110,6 +112,23 @@ def test_a_folder_becomes_an_expert_and_only_what_changed_is_read_again(tmp_path
     assert again.data_fingerprint != card.data_fingerprint
     assert again.heldout_before == pytest.approx(card.heldout_before, abs=0.2)
     assert store.show("mine").created == again.created
+
+
+@pytest.mark.slow
+def test_lambda_and_alpha_are_chosen_by_answers_where_enough_can_be_asked(tmp_path: Path, base: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for i, topic in enumerate(TOPICS):
+        facts = [
+            f"The {colour} part of the {topic} was bought in {1950 + 10 * i + j} by Tobias {topic.title()}."
+            for j, colour in enumerate(("grey", "yellow", "brown", "white"))
+        ]
+        (documents / f"{topic}.md").write_text(f"# About {topic}\n\n" + "\n\n".join(facts))
+    card = personalize(options(documents, base, select_tokens=weights.LEAST_ANSWERS), home=tmp_path / "home")
+    assert card.calibration["by"] == "questions"
+    assert card.calibration["tokens"]["select"] >= weights.LEAST_ANSWERS
+    table = {key: value for key, value in card.calibration["table"].items() if key != "1,0"}
+    assert table[f"{card.lam:g},{card.alpha:g}"] == max(table.values())
 
 
 KILLED = """

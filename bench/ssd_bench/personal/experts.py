@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from ssd_client.answer import find_passages
 from ssd_client.errors import ExpertNotFound
 from ssd_client.personalize import Event, PersonalizeOptions, Watch, learn, personalize
 from ssd_client.prompt import Passage
+from ssd_client.retrieval import find_passages
 from ssd_client.store import ExpertCard, Store
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.models import folder as folders

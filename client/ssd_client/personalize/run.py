@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,16 @@ from ssd_diffusion.training.data import Pair
 from ssd_diffusion.training.loop import Evaluation, Progress, TrainReport
 
 from ssd_client.documents import Deduplicated, Ingested, dedupe, ingest
-from ssd_client.documents.passages import place
 from ssd_client.errors import BadInput, ExpertNotFound, PersonalizeError, StoreError
 from ssd_client.index import Index, Updated
 from ssd_client.onnx_engine import ONNX_DIR
 from ssd_client.personalize import learn, weights
-from ssd_client.personalize.asked import Find, asked_pairs, asked_stretches
+from ssd_client.personalize.asked import asked_pairs, asked_stretches
 from ssd_client.personalize.corpus import Corpus, Unit, build_corpus, evaluation_stream, training_rows
 from ssd_client.personalize.encoder_export import ensure_encoder
 from ssd_client.personalize.options import Event, OnEvent, PersonalizeOptions, Stage
 from ssd_client.personalize.sample import NoSample, Sample, sample
-from ssd_client.prompt import Passage
+from ssd_client.retrieval import all_in, found_in
 from ssd_client.store import ExpertCard, Store, check_name
 
 RUN_FILE = "run.json"
@@ -202,7 +202,7 @@ class _Run:
         """Questions about the documents that are learned from, among what the index finds for them."""
         if self.options.asked_share <= 0:
             return []
-        return asked_pairs(corpus.train, _passages(index), _finder(index), tokenizer, self.options.seed)
+        return asked_pairs(corpus.train, all_in(index), partial(found_in, index), tokenizer, self.options.seed)
 
     def _learn(
         self, base: Path, core: Ssd2Model, spec: ModelSpec, corpus: Corpus, tokenizer: Tokenizer, read: _Read,
@@ -296,18 +296,13 @@ class _Run:
         self, corpus: Corpus, tokenizer: Tokenizer, index: Index
     ) -> tuple[weights.Kind, list[list[weights.Stretch]]]:
         """Answers about the half that selects and about the other, or stretches of them where too little is asked."""
-        wanted, seed = self.options.select_tokens, self.options.seed
-        halves = corpus.select or corpus.report, corpus.report
-        answers = [
-            asked_stretches(units, _passages(index), _finder(index), tokenizer, seed, wanted) for units in halves
-        ]
+        wanted, halves = self.options.select_tokens, (corpus.select, corpus.report)
+        passages, find = all_in(index), partial(found_in, index)
+        answers = [asked_stretches(half, passages, find, tokenizer, self.options.seed, wanted) for half in halves]
         if sum(len(one.target) for one in answers[0]) >= weights.LEAST_ANSWERS:
             return "questions", answers
-
-        def notes(unit: Unit, opening: str) -> list[str]:
-            return _other_passages(index, unit, opening)
-
-        return "text", [weights.stretches(units, tokenizer, wanted, notes) for units in halves]
+        texts = [weights.stretches(half, tokenizer, wanted, partial(_other_passages, index)) for half in halves]
+        return "text", [texts[0] or texts[1], texts[1]]
 
     def _export(self, learned: _Learned, spec: ModelSpec, base: Path, staging: Path, corpus: Corpus) -> _Exported:
         with self._stage("export", "writing the expert for onnxruntime"):
@@ -371,21 +366,6 @@ class _Run:
             "best_step": report.best_step, "train_seconds": round(report.elapsed_s, 1), "warm_start": learned.warm,
             "seconds": dict(self.seconds), "heldout_documents": list(learned.held_out),
         }  # fmt: skip
-
-
-def _passages(index: Index) -> list[Passage]:
-    """All of the index, as the expert would be shown them."""
-    return [Passage(one.path, place(one.title, one.heading), one.text, 0.0) for one in index.passages()]
-
-
-def _finder(index: Index) -> Find:
-    """The retrieval of answers."""
-
-    def find(question: str, most: int) -> list[Passage]:
-        found = index.search(question, most).passages
-        return [Passage(one.path, place(one.title, one.heading), one.text, one.score) for one in found]
-
-    return find
 
 
 def _other_passages(index: Index, unit: Unit, opening: str) -> list[str]:
