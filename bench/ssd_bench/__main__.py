@@ -232,7 +232,9 @@ def personal(
         typer.Option(help="heldout, cloze, answers or curve; may be repeated; by default all."),
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Stretches, hidden facts and questions of a set, at most.")] = 30,
-    limit_questions: Annotated[int | None, typer.Option(min=1, help="Questions of a set, if not --limit.")] = None,
+    limit_questions: Annotated[
+        int | None, typer.Option(min=1, help="Questions made by rule of a set, if not --limit.")
+    ] = None,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     passages: Annotated[int, typer.Option(min=0, help="Passages of an answer, at most.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every choice and of the noise.")] = 0,

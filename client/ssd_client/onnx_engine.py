@@ -98,8 +98,8 @@ class OnnxEngine(SlotEngine[F32]):
     def _step(self, number: int, window: Window) -> F32:
         slot = self._ready(number, len(window.u))
         slot.begin(window)
-        if window.drafts is not None:
-            return self._look_ahead(slot, window, window.drafts)
+        if window.parents is not None:
+            return self._look_ahead(slot, window, window.parents)
         block, maps, spec = len(window.u), self._maps, self._spec
         conditioning = slot.conditioning(maps.means(block), window.start)
         tokens = _ids(slot.tokens[slot.cached :])
@@ -112,12 +112,12 @@ class OnnxEngine(SlotEngine[F32]):
         slot.sc_out, slot.sc_out_start = softmax_embed(logits, maps.table), window.start
         return logits
 
-    def _look_ahead(self, slot: Slot[F32], window: Window, drafts: int) -> F32:
+    def _look_ahead(self, slot: Slot[F32], window: Window, parents: I32) -> F32:
         pending = slot.pending
         tokens = _ids(slot.tokens[slot.cached :])
         embeds = np.concatenate([self._maps.embed(tokens[:-1]), self._maps.embed_ahead(int(tokens[-1]), window)])
-        layout = lookahead_layout(slot.cached, pending, drafts, window.ahead)
-        logits = self._run(slot, embeds, layout, pending, pending + drafts, window.rows)
+        layout = lookahead_layout(slot.cached, pending, parents, window.ahead)
+        logits = self._run(slot, embeds, layout, pending, pending + len(parents), window.rows)
         slot.sc_out, slot.sc_out_start = None, window.start
         return logits
 

@@ -29,7 +29,7 @@ from ssd_client.remote import Wire
 DecoderName = Literal["diffusion", "ar", "ssdlm"]
 
 SSDLM_STEPS = 50
-USUAL_DRAFTS = 4  # within the blocks of six that drafts are learned in
+USUAL_DRAFTS = 8
 WINDOW_STEPS = 1  # chosen by measurement, docs/acceptance.md: lower noise levels cost the packaged core likelihood
 _DECODERS: dict[DecoderName, ssd_pb2.Decoder.ValueType] = {
     "diffusion": ssd_pb2.DECODER_WINDOW,
@@ -67,7 +67,7 @@ class GenerateOptions:
         temperature: of the draws; 0 takes the most probable.
         top_p: nucleus mass of the draws.
         entropy_budget: nats that one step may accept beyond its first position.
-        drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps. None: 4
+        drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps. None: 8
             where expert and node can, and nothing else was asked for that forbids it (`with_drafts`).
         leniency: 0 keeps a draft only where it is the token drawn; up to 1 also others that are nearly as probable.
         core_every: ask the core at every m-th step only, and use its last logits between (open only).
@@ -190,7 +190,7 @@ def with_drafts(options: GenerateOptions, *, taught: bool, decoders: Collection[
 
 def decode_params(options: GenerateOptions, spec: ModelSpec, eos_ids: tuple[int, ...]) -> DecodeParams:
     """How to decode on the grid of `spec`: the core's where there is one, else the expert's. Public settings only."""
-    block = min(options.block, spec.max_block)
+    block, drafts = min(options.block, spec.max_block), min(options.drafts or 0, spec.max_block - 1)
     if options.decoder == "ssdlm":
         grid = uniform_grid(options.steps or SSDLM_STEPS)
     else:
@@ -200,8 +200,13 @@ def decode_params(options: GenerateOptions, spec: ModelSpec, eos_ids: tuple[int,
     return DecodeParams(
         block=block, grid=grid, max_tokens=options.max_tokens, projection=options.projection,
         temperature=options.temperature, top_p=options.top_p, entropy_budget=options.entropy_budget, eos_ids=eos_ids,
-        drafts=min(options.drafts or 0, spec.max_block - 1), leniency=options.leniency,
+        drafts=drafts, depth=draft_depth(drafts), leniency=options.leniency,
     )  # fmt: skip
+
+
+def draft_depth(drafts: int) -> int:
+    """How many drafts can follow one another: what looking further ahead brings does not pay for its rows."""
+    return max(1, min(drafts, 3 if drafts <= USUAL_DRAFTS else 4))
 
 
 def opening(
@@ -219,6 +224,7 @@ def opening(
         NodeMismatch: the node does not offer the decoder or codec.
     """
     decoder, codec = _DECODERS[options.decoder], options.codec_spec()
+    depth = params.depth if params.drafts else 0
     if params.drafts:
         decoder = ssd_pb2.DECODER_LOOKAHEAD
         if decoder not in info.decoders:
@@ -231,7 +237,7 @@ def opening(
         raise NodeMismatch(f"the node does not offer --codec {codec.kind}; it offers: {offered or 'none'}")
     wire_params = ssd_pb2.DecodeParams(
         block=params.drafts or params.block, grid=params.grid, max_tokens=params.max_tokens,
-        projection=_PROJECTIONS[params.projection],
+        projection=_PROJECTIONS[params.projection], depth=depth,
     )  # fmt: skip
     mode = ssd_pb2.MODE_OPEN
     if options.privacy == "one-way":
@@ -258,7 +264,7 @@ def public_settings(options: GenerateOptions, params: DecodeParams) -> dict[str,
         "projection": params.projection,
     }
     if params.drafts:
-        told |= {"drafts": str(params.drafts)}
+        told |= {"drafts": str(params.drafts), "drafts behind one another": str(params.depth)}
     elif options.decoder != "ar":
         told |= {"block": str(params.block), "steps": str(len(params.grid))}
     if options.privacy == "one-way":

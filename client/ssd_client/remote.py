@@ -339,6 +339,8 @@ class RemoteMember:
             message.w_hat = packing.pack_ids(sets.ids, self._spec.vocab)
             message.w_hat_counts = packing.pack_counts(np.diff(sets.offsets))
             message.accepted = packing.pack_flags(accepted)
+            if window.parents is not None:
+                message.parents = (window.parents + 1).astype(np.uint8).tobytes()
         self._open_positions, self._exact, self._ahead = len(window.u), window.exact, window.rows - window.exact
         return message
 

@@ -18,7 +18,7 @@ from ssd_diffusion.window import StepRecord, check_grid
 from ssd_kernels.codec import DEFAULT_K, CodecKindName, CodecSpec
 from ssd_kernels.errors import KernelError
 from ssd_kernels.types import I32, TokenSets
-from ssd_protos.limits import MAX_DRAFTS, MAX_GRID, PROTOCOL, Limits
+from ssd_protos.limits import MAX_DEPTH, MAX_DRAFTS, MAX_GRID, PROTOCOL, Limits
 from ssd_protos.packing import PackingError, id_bytes, unpack_flags, unpack_ids, unpack_sets
 from ssd_protos.ssd.v1 import ssd_pb2
 
@@ -56,10 +56,11 @@ class StepInput:
     accepted: bytes
     k: int
     skip: bool
+    parents: bytes = b""
 
     def same_decision(self, other: StepInput) -> bool:
         """True when both say the same about the pass before."""
-        return (self.w_hat, self.counts, self.accepted) == (other.w_hat, other.counts, other.accepted)
+        return replace(self, k=0, skip=False) == replace(other, k=0, skip=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ def read_step(message: ssd_pb2.Step, spec: ModelSpec) -> StepInput:
         raise BadRequest(f"{message.k} entries a row are more than the vocabulary of {spec.vocab}")
     return StepInput(
         index=message.index, w_hat=message.w_hat, counts=message.w_hat_counts, accepted=message.accepted,
-        k=message.k, skip=message.skip,
+        k=message.k, skip=message.skip, parents=message.parents,
     )  # fmt: skip
 
 
@@ -161,6 +162,8 @@ def read_record(
         raise BadRequest("only a multi-hot session may send several ids for a position")
     if decoder == "lookahead":
         positions = len(step.w_hat) // id_bytes(vocab)
+    elif step.parents:
+        raise BadRequest("only a session that looks ahead has drafts, and parents of them")
     try:
         ids, offsets = unpack_sets(
             step.w_hat, step.counts, positions=positions, vocab=vocab, max_set_ids=limits.max_set_ids
@@ -171,7 +174,8 @@ def read_record(
             accepted = unpack_flags(step.accepted, positions)
     except PackingError as error:
         raise BadRequest(f"pass {step.index}: {error}") from error
-    return StepRecord(TokenSets(ids=ids, offsets=offsets), accepted)
+    parents = np.frombuffer(step.parents, np.uint8).astype(np.int32) - 1 if decoder == "lookahead" else None
+    return StepRecord(TokenSets(ids=ids, offsets=offsets), accepted, parents)
 
 
 def _check_model(message: ssd_pb2.Open, spec: ModelSpec) -> None:
@@ -197,13 +201,10 @@ def _params(message: ssd_pb2.DecodeParams, spec: ModelSpec, decoder: DecoderKind
     block, grid = message.block, tuple(message.grid)
     if decoder == "ar":
         block, grid = 1, (1.0,)
-    drafts = 0
+    drafts, depth = 0, 1
     if decoder == "lookahead":
-        drafts, block, grid = block, 1, (1.0,)
-        if not 1 <= drafts <= min(MAX_DRAFTS, spec.max_block - 1):
-            raise BadRequest(
-                f"looking ahead takes 1 to {min(MAX_DRAFTS, spec.max_block - 1)} drafts a pass, not {drafts}"
-            )
+        drafts, depth, block, grid = block, message.depth, 1, (1.0,)
+        _check_drafts(drafts, depth, spec)
     if not 1 <= block <= spec.max_block:
         raise BadRequest(f"the block must be 1 to {spec.max_block} positions, not {block}")
     if not 1 <= len(grid) <= MAX_GRID or not all(math.isfinite(u) for u in grid):
@@ -217,6 +218,7 @@ def _params(message: ssd_pb2.DecodeParams, spec: ModelSpec, decoder: DecoderKind
             projection=projection,
             eos_ids=spec.eos_ids,
             drafts=drafts,
+            depth=depth,
         )
         if one_way:  # in open mode the device decides, and need not say how
             params = replace(
@@ -225,6 +227,14 @@ def _params(message: ssd_pb2.DecodeParams, spec: ModelSpec, decoder: DecoderKind
     except DiffusionError as error:
         raise BadRequest(str(error)) from error
     return params
+
+
+def _check_drafts(drafts: int, depth: int, spec: ModelSpec) -> None:
+    most = min(MAX_DRAFTS, spec.max_block - 1)
+    if not 1 <= drafts <= most:
+        raise BadRequest(f"looking ahead takes 1 to {most} drafts a pass, not {drafts}")
+    if not 1 <= depth <= min(drafts, MAX_DEPTH):
+        raise BadRequest(f"looking ahead with {drafts} drafts goes 1 to {min(drafts, MAX_DEPTH)} deep, not {depth}")
 
 
 def _codec(message: ssd_pb2.Codec, spec: ModelSpec) -> CodecSpec:

@@ -286,7 +286,9 @@ class SessionStore:
 def _first_state(request: OpenInput) -> DecodeState:
     params = request.params
     if request.decoder == "lookahead":
-        return LookaheadState.begin(noise_key=request.noise_key, width=params.drafts, limit=params.max_tokens)
+        return LookaheadState.begin(
+            noise_key=request.noise_key, width=params.drafts, depth=params.depth, limit=params.max_tokens
+        )  # fmt: skip
     make = BlockState.begin if request.decoder == "ssdlm" else WindowState.begin
     try:
         state: DecodeState = make(

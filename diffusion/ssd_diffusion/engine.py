@@ -86,9 +86,8 @@ class Engine(Protocol):
     def step(self, slots: Sequence[int], windows: Sequence[Window]) -> list[F32]:
         """Denoise one window per slot; returns raw logits [window.rows, V] for each, and keeps the self-conditioning.
 
-        A window that looks ahead gives first the exact rows, what follows the context and each prefix of its drafts,
-        and then, for each of these prefixes, what its open positions predict: the second token from there on, the
-        third, and so on.
+        A window that looks ahead gives first the exact rows, what follows the context and each of its drafts, and then,
+        for each of these, what its open positions predict: the second token from there on, the third, and so on.
 
         Calling it again with the same `window.step` recomputes the same logits; at `window.step` 0 there are no
         previous logits to condition on, whatever came before. A row's bits do not depend on the other rows of the call.

@@ -63,8 +63,8 @@ class EnsembleStep:
         core: the core's logits, all rows, or None when it had no say.
         private: the expert's logits with private context, all rows, or None.
         core_asked: True when the core computed in this pass.
-        ahead: fused log-probabilities of the positions ahead of a prefix of the drafts, by its length.
-            [window.ahead, V]; computed when asked for, since one prefix of them stands.
+        ahead: fused log-probabilities of the positions ahead of an exact row (0: the committed text, i + 1: draft i).
+            [window.ahead, V]; computed when asked for, since one of them is the last to stand.
     """
 
     fused: F32
@@ -202,8 +202,8 @@ class Ensemble:
     ) -> EnsembleStep:
         exact, ahead = (1, 0) if window is None else (window.exact, window.ahead)
 
-        def beyond(prefix: int) -> F32:
-            first = exact + prefix * ahead
+        def beyond(row: int) -> F32:
+            first = exact + row * ahead
             return self._fuse(core, private, public, slice(first, first + ahead))
 
         fused = self._fuse(core, private, public, slice(0, exact))

@@ -16,6 +16,7 @@ import numpy as np
 from ssd_kernels.simplex import renoise_embed
 from ssd_kernels.types import F32, I32, I64, Bool, TokenSets
 
+from ssd_diffusion.draft_tree import lineage
 from ssd_diffusion.schedule import SCHEDULE_S, SIMPLEX_K, alpha_bar
 from ssd_diffusion.window import Window
 
@@ -57,32 +58,45 @@ def pass_layout(cached: int, pending: int, u: F32) -> PassLayout:
     return PassLayout(np.arange(cached, cached + queries, dtype=np.int64), allowed)
 
 
-def lookahead_layout(cached: int, pending: int, drafts: int, ahead: int) -> PassLayout:
-    """Who may read whom in a pass that looks ahead: D + 1 windows at u = 1 in one, window i after the first i drafts.
+def lookahead_layout(cached: int, pending: int, parents: I32, ahead: int) -> PassLayout:
+    """Who may read whom in a pass that looks ahead: D + 1 windows at u = 1 in one, the first behind the clean text,
+    window i + 1 behind draft i.
 
     Queries: [pending | last clean token and the first D - 1 drafts, causal | the D + 1 anchors | `ahead` open
-    positions of every window, window by window]. The anchor of window i is the token before it, once more at u = 0; it
-    reads the causal tokens before itself. Open positions read what their anchor reads, their anchor and themselves.
+    positions of every window, window by window]. A draft reads the clean text, the drafts on its path and itself. The
+    anchor of a window is the token before it, once more at u = 0; it reads what that token reads, less the token. Open
+    positions read what their anchor reads, their anchor and themselves.
 
     Args:
         cached: P, tokens whose keys and values are held already.
         pending: clean tokens that this pass computes for the cache.
-        drafts: D.
+        parents: which draft every draft stands behind, see `draft_tree`. [D]
         ahead: open positions of a window.
     """
+    drafts, path = len(parents), tree_path(parents)
     causal, branch = pending + drafts, np.arange(drafts + 1)
     owner = np.concatenate([branch, np.repeat(branch, ahead)])  # window of every query behind the causal ones
     queries = causal + len(owner)
     own: Bool = np.zeros((queries, queries), np.bool_)
-    own[:causal, :causal] = np.tril(np.ones((causal, causal), np.bool_))
-    own[causal:, :causal] = np.arange(causal) < pending + owner[:, None]
+    own[:pending, :pending] = np.tril(np.ones((pending, pending), np.bool_))
+    own[pending:, :pending] = True
+    own[pending:causal, pending:causal] = path[:drafts, :drafts]
+    own[causal:, pending:causal] = path[owner, :drafts] & (owner[:, None] != np.arange(drafts))
     own[causal:, causal : causal + drafts + 1] = owner[:, None] == branch
     np.fill_diagonal(own, True)
     allowed = np.concatenate([np.ones((queries, cached), np.bool_), own], axis=1)
-    first = cached + pending
-    ahead_of = (first + branch[:, None] + 1 + np.arange(ahead)).reshape(-1)
-    places = np.concatenate([np.arange(cached, first + drafts), first + branch, ahead_of])
-    return PassLayout(places.astype(np.int64), allowed)
+    places = cached + pending + path.sum(axis=1) - 1
+    ahead_of = (places[:, None] + 1 + np.arange(ahead)).reshape(-1)
+    positions = np.concatenate([np.arange(cached, cached + pending), places[:drafts], places, ahead_of])
+    return PassLayout(positions.astype(np.int64), allowed)
+
+
+def tree_path(parents: I32) -> Bool:
+    """Which of [last clean token, *drafts] lie on the path to each of them, itself included. [D + 1, D + 1]"""
+    path: Bool = np.ones((len(parents) + 1, len(parents) + 1), np.bool_)
+    path[0, 1:] = False
+    path[1:, 1:] = lineage(parents)
+    return path
 
 
 @dataclass(frozen=True, slots=True)

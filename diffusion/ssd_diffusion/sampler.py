@@ -41,6 +41,7 @@ class DecodeParams:
         stable_passes: early exit: accept a position whose most probable token stood for so many passes ...
         stable_entropy: ... and whose entropy is at most this (nats). 0 passes: off.
         drafts: look ahead, with so many drafts a pass (`lookahead`); it has a window of its own and one noise level.
+        depth: most drafts one behind the other.
         leniency: which drafts may stand beside the token chosen, see `lookahead.stands`; 0: none.
     """
 
@@ -55,6 +56,7 @@ class DecodeParams:
     stable_passes: int = 0
     stable_entropy: float = 0.1
     drafts: int = 0
+    depth: int = 3
     leniency: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class DecodeParams:
             raise InvalidStep(f"the entropy budget must be 0 or more, not {self.entropy_budget}")
         if self.drafts < 0:
             raise InvalidStep(f"the number of drafts must be 0 or more, not {self.drafts}")
+        if self.depth < 1:
+            raise InvalidStep(f"the drafts one behind the other must be 1 or more, not {self.depth}")
         if not 0.0 <= self.leniency <= 1.0:
             raise InvalidStep(f"the leniency must lie between 0 and 1, not {self.leniency}")
 
@@ -198,9 +202,11 @@ def event(
     decision: Decision,
     committed: I32,
     finish: FinishReason | None,
+    *,
+    rows: I32 | None = None,
 ) -> StepEvent:
-    """The event of one pass; committed tokens are the first rows of the window."""
-    shares = ensemble.shares(step, np.arange(len(committed), dtype=np.int32), committed)
+    """The event of one pass; committed tokens come from the first rows of the window where `rows` says no other."""
+    shares = ensemble.shares(step, np.arange(len(committed), dtype=np.int32) if rows is None else rows, committed)
     return StepEvent(
         window=window, decision=decision, committed=committed, core_share=shares,
         core_asked=step.core_asked, finish=finish, fused=step.fused,

@@ -43,8 +43,9 @@ class Window:
         u: noise level per position [B] in [0, 1]; 0 = accepted (clean), 1 = pure noise.
         w_hat: the estimate per position; one id where accepted, none where u == 1.
         noise_key: key of the shared noise.
-        drafts: None for a window whose positions read one another. Else the pass looks ahead (`lookahead`): so many
-            leading positions hold drafts, read causally, and the others are open after each prefix of the drafts.
+        parents: None for a window whose positions read one another. Else the pass looks ahead (`lookahead`): the
+            leading positions hold drafts, each read behind its parent (`draft_tree`), and the others are open after
+            the committed text and after each draft. [D]
     """
 
     start: int
@@ -53,21 +54,26 @@ class Window:
     u: F32
     w_hat: TokenSets
     noise_key: int
-    drafts: int | None = None
+    parents: I32 | None = None
+
+    @property
+    def drafts(self) -> int | None:
+        """Number D of drafts; None for a window that does not look ahead."""
+        return None if self.parents is None else len(self.parents)
 
     @property
     def exact(self) -> int:
-        """Rows of logits of which the next tokens are chosen: B, or one for every prefix of the drafts."""
+        """Rows of logits of which the next tokens are chosen: B, or those after the text and after each draft."""
         return len(self.u) if self.drafts is None else self.drafts + 1
 
     @property
     def ahead(self) -> int:
-        """Open positions after each prefix of the drafts; 0 for a window that does not look ahead."""
-        return 0 if self.drafts is None else len(self.u) - self.drafts
+        """Open positions after the text and after each draft; 0 for a window that does not look ahead."""
+        return 0 if self.parents is None else len(self.u) - len(self.parents)
 
     @property
     def rows(self) -> int:
-        """Rows of logits of the pass: the exact ones, then those ahead of each prefix of the drafts."""
+        """Rows of logits of the pass: the exact ones, then those ahead, after the text and after each draft."""
         return self.exact * (1 + self.ahead)
 
     @property
@@ -88,10 +94,13 @@ class StepRecord:
     Attributes:
         w_hat: the estimate for the B positions of that pass (accepted ones repeat their id).
         accepted: positions that are clean from now on, earlier accepted ones included. [B]
+        parents: looking ahead, which draft each draft behind the committed tokens follows (`draft_tree`); None: each
+            the one before it.
     """
 
     w_hat: TokenSets
     accepted: Bool
+    parents: I32 | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ from ssd_protos.packing import id_bytes
 
 PROTOCOL = "1"
 MAX_GRID = 1024
-MAX_DRAFTS = 8
-"""Most drafts of a pass that looks ahead; its rows grow with their square."""
+MAX_DRAFTS = 16
+"""Most drafts of a pass that looks ahead."""
+MAX_DEPTH = 8
+"""Most open positions ahead of a draft: a pass has (drafts + 1) (depth + 1) rows."""
 AHEAD_K = 64
 """Most entries of a row that only drafts."""
 _MAX_SET_IDS = 4096

@@ -134,7 +134,7 @@ def test_looking_ahead_changes_the_steps_and_not_the_text(options, node, home, o
     options = replace(options, entropy_budget=0.0, temperature=0.3, codec=codec, tv_limit=1.0)
     want = write(options, home)
     assert want.steps == want.tokens
-    for drafts in (1, 3):
+    for drafts in (1, 3, 7):
         got = write(options, home, drafts=drafts)
         assert (got.text, got.drafts) == (want.text, drafts)
         assert got.core_steps == got.steps <= got.tokens
@@ -145,14 +145,14 @@ def test_looking_ahead_changes_the_steps_and_not_the_text(options, node, home, o
 
 
 def test_drafts_where_nobody_asked(options: GenerateOptions) -> None:
-    """Four where the expert was taught, the node can, and nothing forbids it; what was asked for stays."""
+    """Eight where the expert was taught, the node can, and nothing forbids it; what was asked for stays."""
     plain = replace(options, entropy_budget=0.0)
     able = [pb.DECODER_WINDOW, pb.DECODER_LOOKAHEAD]
 
     def drafts(asked: GenerateOptions, *, taught: bool = True, decoders: list[int] | None = able) -> int | None:
         return with_drafts(asked, taught=taught, decoders=decoders).drafts
 
-    assert drafts(plain) == drafts(plain, decoders=None) == USUAL_DRAFTS == 4
+    assert drafts(plain) == drafts(plain, decoders=None) == USUAL_DRAFTS == 8
     assert drafts(plain, taught=False) == 0
     assert drafts(plain, decoders=able[:1]) == 0
     for other in ({"privacy": "one-way"}, {"decoder": "ar"}, {"steps": 3}, {"entropy_budget": 0.1}, {"core_every": 2}):
@@ -161,7 +161,7 @@ def test_drafts_where_nobody_asked(options: GenerateOptions) -> None:
     assert drafts(replace(plain, drafts=0)) == 0
     with pytest.raises(UsageError, match="--leniency"):
         drafts(replace(plain, leniency=0.5), taught=False)
-    assert drafts(replace(plain, leniency=0.5)) == 4
+    assert drafts(replace(plain, leniency=0.5)) == 8
 
 
 def test_looking_ahead_survives_a_cut_connection(options, node, home, on_torch):
@@ -397,7 +397,7 @@ def test_a_ledger_that_cannot_be_written_sends_nothing(options, node, home, on_t
         {"codec": "zip"}, {"decoder": "rnn"}, {"privacy": "secret"}, {"node": "a b"}, {"node": "host:99999"},
         {"prompt": "  "}, {"prompt": "a [[b"}, {"prompt": "[[all]]"}, {"private": ("@/does/not/exist",)},
         {"privacy": "one-way", "wire": "unary"}, {"seed": 2**70}, {"core_every": 0},
-        {"privacy": "one-way", "core_every": 2}, {"drafts": -1}, {"drafts": 9}, {"leniency": 0.5, "drafts": 0},
+        {"privacy": "one-way", "core_every": 2}, {"drafts": -1}, {"drafts": 17}, {"leniency": 0.5, "drafts": 0},
         {"drafts": 2, "leniency": 2.0}, {"drafts": 2, "privacy": "one-way"}, {"drafts": 2, "decoder": "ar"},
         {"drafts": 2, "projection": "multi-hot"}, {"drafts": 2, "steps": 4}, {"drafts": 2, "entropy_budget": 1.0},
         {"drafts": 2, "core_every": 2},

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ssd_client.onnx_engine import OnnxEngine
+from ssd_diffusion.draft_tree import DraftTree
 from ssd_diffusion.errors import ContextOverflow, InvalidModel, InvalidStep
 from ssd_diffusion.export.onnx import export
 from ssd_diffusion.lookahead import LookaheadState
@@ -55,8 +56,9 @@ def test_it_says_what_the_torch_engine_says(folders: dict[str, Path], family: st
         for one in (ours, theirs):
             one.commit([0], [np.array(committed, np.int32)])
         np.testing.assert_allclose(ours.step([0], [w])[0], theirs.step([0], [w])[0], atol=3e-4)
-    for step, drafts in ((4, []), (5, [7, 8, 9])):
-        state = LookaheadState(noise_key=1, width=2, limit=99, start=step, step=step, drafts=np.array(drafts, np.int32))
+    for step, drafts, parents in ((4, [], []), (5, [7, 8, 9], [-1, 0, 1]), (6, [7, 8, 9, 7], [-1, -1, 0, 1])):
+        tree = DraftTree(np.array(drafts, np.int32), np.array(parents, np.int32))
+        state = LookaheadState(noise_key=1, width=4, depth=2, limit=99, start=step, step=step, drafts=tree)
         found = [one.step([0], [state.window()])[0] for one in (ours, theirs)]
         assert found[0].shape[0] == state.window().rows
         np.testing.assert_allclose(*found, atol=3e-4)

@@ -111,8 +111,8 @@ class FakeEngine:
     def _ahead(self, slot: _Slot, window: Window) -> F32:
         state = self._context(slot)
         states = [state]
-        for token in window.w_hat.ids:
-            states.append(0.8 * states[-1] + self.embed[token])
+        for token, parent in zip(window.w_hat.ids, window.parents, strict=True):
+            states.append(0.8 * states[parent + 1] + self.embed[token])
         states += [one + 0.1 * (j + 1) for one in states for j in range(window.ahead)]
         return (np.tanh(np.stack(states)) @ self.embed.T * 0.8).astype(np.float32)
 

@@ -105,40 +105,58 @@ def test_fixed_blocks_are_all_that_the_ssdlm_family_offers(fake_engine, device_o
 
 
 @pytest.mark.parametrize(
-    ("drafts", "one_way", "words"), [(0, False, "1 to 7"), (8, False, "1 to 7"), (2, True, "open")]
-)
-def test_wrong_drafts_are_refused(fake_engine, device_open, drafts, one_way, words):
+    ("drafts", "depth", "one_way", "words"),
+    [(0, 1, False, "1 to 7"), (8, 1, False, "1 to 7"), (2, 1, True, "open"), (2, 0, False, "1 to 2"),
+     (2, 3, False, "1 to 2 deep")],
+)  # fmt: skip
+def test_wrong_drafts_are_refused(fake_engine, device_open, drafts, depth, one_way, words):
     spec, limits = spec_and_limits(fake_engine)
     message = device_open(decoder=pb.DECODER_LOOKAHEAD)
-    message.params.block = 7
-    assert read_open(message, spec, limits).params.drafts == 7
+    message.params.block, message.params.depth = 7, 3
+    read = read_open(message, spec, limits).params
+    assert (read.drafts, read.depth) == (7, 3)
     message = device_open(decoder=pb.DECODER_LOOKAHEAD, one_way=one_way)
-    message.params.block = drafts
+    message.params.block, message.params.depth = drafts, depth
     with pytest.raises(RequestError, match=words) as caught:
         read_open(message, spec, limits)
     assert caught.value.code == "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize(
-    ("ids", "accepted", "words"),
-    [([], b"", "commit 1 to 1"), ([5], b"\x00", "commit 1 to 1"), ([5, 6], b"\x03", "commit 1 to 1"),
-     ([5, 6, 7, 8], b"\x01", "can draft 2"), ([5, 6], b"\x02", "first tokens"), ([5, 6], b"", "flags")],
+    ("ids", "accepted", "parents", "words"),
+    [([], b"", b"", "commit 1 to 1"), ([5], b"\x00", b"\0", "commit 1 to 1"), ([5, 6], b"\x03", b"", "commit 1 to 1"),
+     ([5, 6, 7, 8, 9], b"\x01", b"\0\0\0\0", "can draft 3"), ([5, 6, 7, 8], b"\x01", b"\0\1\2", "2 of them one behind"),
+     ([5, 6], b"\x02", b"\0", "first tokens"), ([5, 6], b"", b"\0", "flags"), ([5, 6], b"\x01", b"", "1 drafts need"),
+     ([5, 6], b"\x01", b"\1", "earlier draft"), ([5, 6, 6], b"\x01", b"\0\0", "different tokens")],
 )  # fmt: skip
-async def test_a_wrong_draft_is_refused_and_the_session_lives_on(start_node, status_of, ids, accepted, words):
+async def test_a_wrong_draft_is_refused_and_the_session_lives_on(start_node, status_of, ids, accepted, parents, words):
     async with start_node() as run:
         opening = run.device(decoder=pb.DECODER_LOOKAHEAD).open()
-        opening.params.block = 2
+        opening.params.block, opening.params.depth = 3, 2
         first = await run.stub.DenoiseStep(pb.DenoiseStepRequest(open=opening, step=pb.Step()))
         assert list(first.result.logits.shape) == [1, 256]
         assert list(first.result.ahead.shape) == [2, 256]
-        wrong = pb.Step(index=1, w_hat=np.array(ids, "<u2").tobytes(), accepted=accepted)
+        wrong = pb.Step(index=1, w_hat=np.array(ids, "<u2").tobytes(), accepted=accepted, parents=parents)
         request = pb.DenoiseStepRequest(session_id=first.session_id, step=wrong)
         code, text = await status_of(run.stub.DenoiseStep(request))
         assert (code, words in text) == (INVALID, True), text
-        request.step.CopyFrom(pb.Step(index=1, w_hat=np.array([5, 6, 7], "<u2").tobytes(), accepted=b"\x01"))
+        step = pb.Step(index=1, w_hat=np.array([5, 6, 7, 6], "<u2").tobytes(), accepted=b"\x01", parents=b"\0\0\2")
+        request.step.CopyFrom(step)
         good = await run.stub.DenoiseStep(request)
-        assert list(good.result.logits.shape) == [3, 256]
-        assert list(good.result.ahead.shape) == [6, 256]
+        assert list(good.result.logits.shape) == [4, 256]
+        assert list(good.result.ahead.shape) == [8, 256]
+        request.step.parents = b"\0\0\1"
+        assert await status_of(run.stub.DenoiseStep(request)) == (
+            INVALID,
+            "pass 1 was already taken with another estimate",
+        )
+
+
+def test_parents_are_for_drafts_alone(fake_engine):
+    spec, limits = spec_and_limits(fake_engine)
+    step = read_step(pb.Step(index=1, w_hat=bytes(2), accepted=b"\x01", parents=b"\0"), spec)
+    with pytest.raises(RequestError, match="looks ahead"):
+        read_record(step, 1, decoder="window", multi_hot=False, vocab=spec.vocab, limits=limits)
 
 
 @pytest.mark.parametrize("one_way", [False, True])

@@ -54,7 +54,7 @@ class TableEngine:
         self.passes[slot] += 1
         self.windows.append(window)
         left = [self.contexts[slot][-1]]
-        if window.drafts is not None:
+        if window.parents is not None:
             return self.table[[*left, *window.w_hat.ids, *[VOCAB] * (window.rows - window.exact)]].copy()
         for i in range(len(window.u) - 1):
             left.append(int(window.w_hat.row(i)[0]) if window.u[i] == 0 else VOCAB)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ssd_diffusion import autoregressive, lookahead, sampler
+from ssd_diffusion.draft_tree import ROOT, DraftTree, depths, lineage
 from ssd_diffusion.drafting import TransitionMaps
 from ssd_diffusion.engine import Member
 from ssd_diffusion.ensemble import Ensemble, Weights
@@ -41,6 +42,16 @@ class Oracle:
         return row + 0.0 * logp
 
 
+def chain(*tokens: int) -> DraftTree:
+    return DraftTree.chain(np.array(tokens, np.int32))
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> I32:
+    """Parents of up to six drafts."""
+    return np.array([draw(st.integers(ROOT, i - 1)) for i in range(draw(st.integers(0, 6)))], np.int32)
+
+
 def ensemble(core: Member | None, private: Member | None = None) -> Ensemble:
     return Ensemble(core=core, private=private, public=None, weights=Weights(lam=0.4 if core and private else 0.0))
 
@@ -50,9 +61,9 @@ def text(events: list[StepEvent]) -> list[int]:
 
 
 @pytest.mark.parametrize("projection", ["sample", "greedy", "multi-hot"])
-@pytest.mark.parametrize("drafts", [0, 1, 2, 5, 40])
+@pytest.mark.parametrize(("drafts", "depth"), [(0, 1), (1, 1), (2, 2), (5, 3), (40, 4), (6, 1)])
 def test_the_text_does_not_depend_on_the_drafts(
-    make_engine: Callable, make_member: Callable, projection: str, drafts: int
+    make_engine: Callable, make_member: Callable, projection: str, drafts: int, depth: int
 ) -> None:
     params = replace(PARAMS, projection=projection)  # type: ignore[arg-type]
     engine = make_engine(seed=2)
@@ -62,9 +73,10 @@ def test_the_text_does_not_depend_on_the_drafts(
         window = text(list(sampler.denoise(one, replace(params, projection="sample"), noise_key=1, draw_key=5)))
     for drafter in (None, Oracle(engine.table)):
         with ensemble(make_member(engine)) as one:
-            events = list(decode(one, replace(params, drafts=drafts), LAST, drafter, noise_key=1, draw_key=5))
+            asked = replace(params, drafts=drafts, depth=depth)
+            events = list(decode(one, asked, LAST, drafter, noise_key=1, draw_key=5))
         assert text(events) == twin
-        assert all(1 <= len(e.committed) <= drafts + 1 for e in events)
+        assert all(1 <= len(e.committed) <= min(drafts, depth) + 1 for e in events)
         assert all(len(e.core_share) == len(e.committed) for e in events)
         assert [e.finish for e in events[:-1]] == [None] * (len(events) - 1)
     assert projection != "sample" or window == twin
@@ -75,7 +87,7 @@ def test_good_drafts_save_passes(make_engine: Callable, make_member: Callable) -
     with ensemble(make_member(engine)) as one:
         events = list(decode(one, replace(PARAMS, drafts=2), LAST, Oracle(engine.table), noise_key=1, draw_key=5))
     assert len(text(events)) == 17
-    assert len(events) <= 10
+    assert len(events) <= 11
     assert engine.contexts == {}
 
 
@@ -104,7 +116,7 @@ def test_two_members_are_fused_in_every_row(make_engine: Callable, make_member: 
 def test_ahead_rows_are_those_of_the_prefix(make_engine: Callable, make_member: Callable) -> None:
     engine = make_engine()
     with ensemble(make_member(engine)) as one:
-        state = replace(LookaheadState.begin(noise_key=1, width=2, limit=20), drafts=np.array([4, 5], np.int32))
+        state = replace(LookaheadState.begin(noise_key=1, width=2, depth=2, limit=20), drafts=chain(4, 5))
         step = one.step(state.window(), np.zeros(0, np.int32))
     np.testing.assert_allclose(step.fused, log_softmax(engine.table[[3, 4, 5]]), atol=1e-6)
     for prefix in range(3):
@@ -150,10 +162,29 @@ def test_more_leniency_never_needs_more_passes_on_the_same_drafts() -> None:
     rng = np.random.default_rng(0)
     logp = log_softmax(rng.normal(size=(5, 30)).astype(np.float32))
     drafts = rng.integers(0, 30, 4).astype(np.int32)
-    stood = [settle(logp, drafts, replace(PARAMS, leniency=x), draw_key=1, first=0).stood for x in (0.0, 0.5, 0.9, 1.0)]
+    tree, leniencies = DraftTree.chain(drafts), (0.0, 0.5, 0.9, 1.0)
+    found = [settle(logp, tree, replace(PARAMS, leniency=x), draw_key=1, first=0) for x in leniencies]
+    stood = [len(one.tokens) for one in found]
     assert stood == sorted(stood)
-    greedy = settle(logp, drafts, replace(PARAMS, leniency=1.0, temperature=0.0), draw_key=1, first=0)
-    assert greedy.tokens.tolist()[-1] == int(logp[greedy.stood].argmax())
+    greedy = settle(logp, tree, replace(PARAMS, leniency=1.0, temperature=0.0), draw_key=1, first=0)
+    assert greedy.tokens.tolist()[-1] == int(logp[greedy.rows[-1]].argmax())
+
+
+def test_among_brothers_the_token_chosen_stands_and_leniency_takes_the_likeliest() -> None:
+    rows = np.log(np.array([[0.5, 0.3, 0.19, 0.01], *[[0.01, 0.01, 0.01, 0.97]] * 4], np.float32))
+    tree = DraftTree(np.array([2, 1, 3, 3], np.int32), np.array([ROOT, ROOT, 1, 0], np.int32))
+    exact, lenient = replace(PARAMS, top_p=1.0, temperature=1.0), replace(PARAMS, temperature=1.0, leniency=0.9)
+    seen = set()
+    for key in range(40):
+        chosen = int(choose(rows[:1], exact, draw_key=key, first=7)[0])
+        found = settle(rows, tree, exact, draw_key=key, first=7)
+        on = {2: [0, 1], 1: [0, 2]}.get(chosen, [0])
+        assert (found.tokens[0], found.rows[: len(on)].tolist()) == (chosen, on)
+        seen.add(chosen)
+        chosen = int(choose(rows[:1], lenient, draw_key=key, first=7)[0])
+        kept = settle(rows, tree, lenient, draw_key=key, first=7)
+        assert kept.tokens[0] == (chosen if chosen in (1, 2) else 1)
+    assert seen >= {0, 1, 2}
 
 
 @pytest.mark.parametrize("wrong", [{"leniency": 1.5}, {"leniency": -0.1}, {"drafts": -1}])
@@ -170,7 +201,7 @@ def record(ids: list[int], taken: int) -> StepRecord:
 
 
 def test_the_state_moves() -> None:
-    state = LookaheadState.begin(noise_key=7, width=3, limit=10)
+    state = LookaheadState.begin(noise_key=7, width=3, depth=3, limit=10)
     window = state.window()
     assert (window.drafts, window.exact, window.ahead, window.rows, window.start) == (0, 1, 3, 4, 0)
     state, committed = state.advance(record([5, 6, 7, 8], 1))
@@ -185,7 +216,7 @@ def test_the_state_moves() -> None:
 
 
 def test_the_window_ends_with_the_answer() -> None:
-    state = replace(LookaheadState.begin(noise_key=7, width=3, limit=4), start=1, drafts=np.array([1, 2], np.int32))
+    state = replace(LookaheadState.begin(noise_key=7, width=3, depth=3, limit=4), start=1, drafts=chain(1, 2))
     assert state.window().ahead == 0
     assert state.window().rows == 3
     state, _ = state.advance(record([1, 2, 3], 3))
@@ -198,47 +229,116 @@ def test_the_window_ends_with_the_answer() -> None:
     ids=["nothing", "none taken", "behind a wrong draft", "too many", "too many drafts", "flags past the end"],
 )
 def test_broken_records_are_refused(ids: list[int], taken: int) -> None:
-    state = replace(LookaheadState.begin(noise_key=7, width=2, limit=30), start=3, drafts=np.array([6, 7], np.int32))
+    state = replace(LookaheadState.begin(noise_key=7, width=2, depth=2, limit=30), start=3, drafts=chain(6, 7))
     flags = np.arange(max(len(ids), taken)) < taken
     with pytest.raises(InvalidStep):
         state.advance(StepRecord(TokenSets.single(np.array(ids, np.int32)), flags))
 
 
 def test_a_gap_in_the_flags_is_refused() -> None:
-    state = replace(LookaheadState.begin(noise_key=7, width=2, limit=30), drafts=np.array([6, 7], np.int32))
+    state = replace(LookaheadState.begin(noise_key=7, width=2, depth=2, limit=30), drafts=chain(6, 7))
     with pytest.raises(InvalidStep, match="commits its first"):
         state.advance(StepRecord(TokenSets.single(np.array([6, 7], np.int32)), np.array([False, True])))
-    for width, limit in ((-1, 4), (2, 0)):
+    for width, depth, limit in ((-1, 1, 4), (2, -1, 4), (2, 2, 0)):
         with pytest.raises(InvalidStep):
-            LookaheadState.begin(noise_key=7, width=width, limit=limit)
+            LookaheadState.begin(noise_key=7, width=width, depth=depth, limit=limit)
+
+
+def test_a_branch_is_committed_and_no_other_path_is() -> None:
+    tree = DraftTree(np.array([6, 7, 8, 9], np.int32), np.array([ROOT, ROOT, 1, 2], np.int32))
+    state = replace(LookaheadState.begin(noise_key=7, width=4, depth=3, limit=30), start=3, drafts=tree)
+    window = state.window()
+    assert (window.drafts, window.exact, window.ahead, window.rows) == (4, 5, 3, 20)
+    after, committed = state.advance(record([7, 8, 1], 3))
+    assert (committed.tolist(), after.start) == ([7, 8, 1], 6)
+    for ids in ([6, 8, 1], [7, 9, 1], [7, 8, 9, 1, 2]):
+        with pytest.raises(InvalidStep):
+            state.advance(record(ids, len(ids)))
+    state, _ = state.advance(StepRecord(record([7, 8, 5, 5], 2).w_hat, np.arange(4) < 2, np.array([ROOT, 0], np.int32)))
+    assert (state.drafts.height, state.window().start) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parents"), [([1], []), ([1, 2], [-1, 1]), ([1, 2], [-1, -2]), ([1, 1], [-1, -1]), ([1, 2], [-1, 5])]
+)
+def test_what_is_no_tree_is_refused(tokens: list[int], parents: list[int]) -> None:
+    with pytest.raises(InvalidStep):
+        DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32))
+
+
+@given(trees())
+def test_paths_of_a_tree(parents: I32) -> None:
+    path = lineage(parents)
+    for i in range(len(parents)):
+        expected, draft = set(), i
+        while draft != ROOT:
+            expected.add(draft)
+            draft = int(parents[draft])
+        assert set(np.flatnonzero(path[i]).tolist()) == expected
+        assert depths(parents)[i] == len(expected) - 1
+
+
+def test_the_tree_holds_the_likeliest_paths() -> None:
+    """Against all paths: without noise, every draft kept has a path at least as probable as any that was left out."""
+    rng = np.random.default_rng(5)
+    logp = log_softmax(rng.normal(size=(3, 6)).astype(np.float32) * 2)
+    params = replace(PARAMS, temperature=0.0, drafts=7)
+    tree = lookahead.draft(logp, LAST, params, None, draw_key=1, first=0)
+    beliefs = log_softmax(logp / 0.5)
+    nats = {(): 0.0}
+    for depth in range(3):
+        paths = [p for p in nats if len(p) == depth]
+        nats |= {(*p, t): nats[p] + float(beliefs[depth, t]) for p in paths for t in range(6)}
+    best = sorted((p for p in nats if p), key=lambda p: -nats[p])[:7]
+    found = set()
+    for i in range(len(tree)):
+        on = np.flatnonzero(lineage(tree.parents)[i])
+        found.add(tuple(int(t) for t in tree.tokens[on]))
+    assert found == set(best)
+
+
+def test_drafts_follow_the_noise_of_the_draw() -> None:
+    """With rows that are exact the first draft is the token drawn more often than the most probable token is."""
+    rng = np.random.default_rng(2)
+    logp = log_softmax(rng.normal(size=(200, 30)).astype(np.float32))
+    params = replace(PARAMS, drafts=1, temperature=1.0)
+    drawn = choose(logp, params, draw_key=3, first=0)
+    drafted = [
+        int(lookahead.draft(row[None], LAST, params, None, draw_key=3, first=i).tokens[0]) for i, row in enumerate(logp)
+    ]
+    assert (drawn == drafted).mean() > (drawn == logp.argmax(axis=1)).mean() + 0.2
 
 
 # ---- layout and transition ----
 
 
-@settings(max_examples=40)
-@given(
-    cached=st.integers(0, 4), pending=st.integers(0, 3), drafts=st.integers(0, 3), ahead=st.integers(0, 3)
-)  # fmt: skip
-def test_a_pass_is_its_windows_side_by_side(cached: int, pending: int, drafts: int, ahead: int) -> None:
+@settings(max_examples=60)
+@given(cached=st.integers(0, 4), pending=st.integers(0, 3), parents=trees(), ahead=st.integers(0, 3))
+def test_a_pass_is_its_windows_side_by_side(cached: int, pending: int, parents: I32, ahead: int) -> None:
     """Every window of the pass reads the tokens that a pass of its own would read, at the same positions."""
-    both = lookahead_layout(cached, pending, drafts, ahead)
-    causal = pending + drafts
-    keys = [*range(cached), *(cached + np.arange(causal))]  # position of every clean key
+    both, drafts = lookahead_layout(cached, pending, parents, ahead), len(parents)
+    causal, path = pending + drafts, lineage(parents)
     for i in range(drafts + 1):
-        alone = pass_layout(cached, pending + i, np.ones(ahead, np.float32))
+        # The clean token before the window is item i of [last clean token, *drafts]; it reads the items on its path.
+        on = [0, *(1 + np.flatnonzero(path[i - 1]))] if i else [0]
+        clean = [*range(cached + pending), *(cached + pending + item for item in on[:-1])]
+        first = pending + len(on) - 1
+        alone = pass_layout(cached, first, np.ones(ahead, np.float32))
         queries = [causal + i, *range(causal + drafts + 1 + i * ahead, causal + drafts + 1 + (i + 1) * ahead)]
         own = [cached + q for q in queries]
-        assert both.position_ids[queries].tolist() == alone.position_ids[pending + i :].tolist()
+        assert both.position_ids[queries].tolist() == alone.position_ids[first:].tolist()
         for row, q in enumerate(queries):
             seen = both.allowed[q]
-            assert seen[: cached + causal].tolist() == [k < cached + pending + i for k in keys]
-            assert seen[own].tolist() == alone.allowed[pending + i + row, cached + pending + i :].tolist()
-            assert seen.sum() == cached + pending + i + seen[own].sum()
-    if causal:
-        plain = pass_layout(cached, causal - 1, np.zeros(0, np.float32)).allowed
-        np.testing.assert_array_equal(both.allowed[:causal, : cached + causal], plain)
-    assert not both.allowed[:causal, cached + causal :].any()
+            assert np.flatnonzero(seen[: cached + causal]).tolist() == clean
+            assert seen[own].tolist() == alone.allowed[first + row, cached + first :].tolist()
+            assert seen.sum() == len(clean) + seen[own].sum()
+        if i < drafts:  # the same token as one of the causal ones
+            seen = both.allowed[pending + i]
+            assert np.flatnonzero(seen).tolist() == [*clean, cached + pending + i]
+            assert both.position_ids[pending + i] == both.position_ids[causal + i]
+    plain = pass_layout(cached, pending, np.zeros(0, np.float32)).allowed[:pending, : cached + pending]
+    np.testing.assert_array_equal(both.allowed[:pending, : cached + pending], plain)
+    assert not both.allowed[:pending, cached + pending :].any()
 
 
 def test_transition_is_the_equation() -> None:
@@ -257,4 +357,5 @@ def test_transition_is_the_equation() -> None:
     best = np.argsort(logp)[-4:]
     np.testing.assert_allclose(found[best], expected[best], atol=1e-4)
     assert np.isneginf(np.delete(found, best)).all()
-    assert lookahead.draft(logp[None], LAST, replace(PARAMS, temperature=0.0), maps, draw_key=1, first=0).shape == (1,)
+    tree = lookahead.draft(logp[None], LAST, replace(PARAMS, temperature=0.0, drafts=1), maps, draw_key=1, first=0)
+    assert tree.tokens.tolist() == [int(maps.add(logp, LAST).argmax())]

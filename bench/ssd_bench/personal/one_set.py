@@ -22,7 +22,7 @@ from ssd_bench.personal.experts import Trio
 from ssd_bench.personal.figures import BYTE, TOKEN, Choice, Pair
 from ssd_bench.personal.results import Result
 from ssd_bench.personal.sentences import Sentences
-from ssd_bench.personal.sets import Source, Split, spread
+from ssd_bench.personal.sets import Source, Split
 from ssd_bench.stats import RESAMPLES, Interval
 
 PARTS = ("heldout", "cloze", "answers", "curve")
@@ -38,7 +38,7 @@ class Plan:
     Attributes:
         parts: which of PARTS.
         limit: stretches of the test part and hidden facts at most; half as many validate and make the curve.
-        questions: at most.
+        questions: made by rule, at most.
         tokens: longest answer.
         passages: most passages of an answer.
         seed: of every choice and of the noise.
@@ -196,7 +196,7 @@ def _example(row: dict[str, JsonRecord]) -> dict[str, Any]:
 
 
 def _questions(one: _Set) -> list[Question]:
-    """Questions that the learned documents answer: the set's own, else by rule."""
+    """Questions that the learned documents answer: all of the set's own, else some by rule."""
     plan = one.plan
     if one.source.questions is None:
         return asking.questions(one.split.train, limit=plan.questions, seed=plan.seed)
@@ -208,7 +208,7 @@ def _questions(one: _Set) -> list[Question]:
             f"no question in {one.source.questions} is about a document that {one.source.name!r} learned from; "
             "give questions whose `document` is a path in its folder"
         )
-    return [kept[i] for i in spread(plan.seed, len(kept), plan.questions)]
+    return kept
 
 
 def _ends(document: str, path: str) -> bool:

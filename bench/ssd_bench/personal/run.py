@@ -40,7 +40,7 @@ class Options:
         train_minutes: of each expert.
         parts: which of PARTS; empty for all.
         limit: items of each part, at most.
-        limit_questions: questions at most; None for `limit`.
+        limit_questions: questions made by rule at most; None for `limit`.
         tokens: longest answer.
         passages: most passages of an answer.
         seed: of every choice and of the noise.

@@ -150,8 +150,3 @@ def _copied(source: Path, target: Path, names: Sequence[str]) -> Path:
         shutil.copyfile(source / name, place)
     scratch.rename(target)
     return target
-
-
-def spread(seed: int, count: int, limit: int) -> list[int]:
-    """At most `limit` of `count` places in an order that follows from the seed, fewer being the first of more."""
-    return [int(i) for i in np.random.default_rng(seed).permutation(count)[: min(limit, count)]]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from ssd_client.options import GenerateOptions, decode_params
+from ssd_client.options import GenerateOptions, decode_params, draft_depth
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.sampler import DecodeParams
 from ssd_diffusion.schedule import uniform_grid
@@ -82,7 +82,7 @@ SAME_TEMPERATURE = next(s for s in REFERENCE if s.changes["temperature"] == Gene
 def _ahead(drafts: int, leniency: float = 0.0) -> Setting:
     """Looking ahead: with no leniency the text is that of the core's default, in fewer passes."""
     name = f"core, {drafts} drafts" + (f", leniency {leniency:g}" if leniency else "")
-    changes: dict[str, Any] = {"block": 1, "drafts": drafts, "leniency": leniency}
+    changes: dict[str, Any] = {"block": 1, "drafts": drafts, "depth": draft_depth(drafts), "leniency": leniency}
     return Setting(name=name, decoder="lookahead", changes=changes)
 
 
@@ -178,5 +178,5 @@ def queries(setting: Setting, params: DecodeParams) -> int:
     if setting.decoder == "ssdlm":
         blocks = -(-params.max_tokens // params.block)
         return blocks * len(params.grid) * (params.block + 1)
-    ahead = (params.drafts + 1) ** 2 if setting.decoder == "lookahead" else params.block
+    ahead = (params.drafts + 1) * (params.depth + 1) if setting.decoder == "lookahead" else params.block
     return params.max_tokens * (ahead + 2)

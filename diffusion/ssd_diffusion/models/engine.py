@@ -17,7 +17,7 @@ from ssd_kernels.types import F32, I32
 from torch import Tensor
 
 from ssd_diffusion.engine import ModelSpec
-from ssd_diffusion.layout import embed_noised
+from ssd_diffusion.layout import embed_noised, tree_path
 from ssd_diffusion.models.ssd2 import PassLayout, Ssd2Model, lookahead_layout, pass_layout
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.window import Window
@@ -200,7 +200,9 @@ class TorchEngine(SlotEngine[Tensor]):
         parts = [model.embed(clean[:, :-1]), model.embed(tokens[:, :-1]), model.embed_clean(tokens)]
         parts.append(model.embed_window(torch.zeros_like(noise, dtype=torch.long), noise, nothing, nothing))
         cached, pending = self._lengths(rows, counts)
-        layout = lookahead_layout(cached, pending, drafts, ahead, past_length=shape.past, pending_length=shape.pending)
+        trees = [tree_path(r.window.parents) for r in rows if r.window is not None and r.window.parents is not None]
+        path = torch.from_numpy(np.stack(trees)).to(self._device)
+        layout = lookahead_layout(cached, pending, path, ahead, past_length=shape.past, pending_length=shape.pending)
         return torch.cat(parts, dim=1), layout
 
     def _noised(self, window: Window) -> F32:

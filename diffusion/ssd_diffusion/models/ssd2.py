@@ -226,15 +226,15 @@ def pass_layout(cached: Tensor, pending: Tensor, u: Tensor, *, past_length: int,
 
 
 def lookahead_layout(
-    cached: Tensor, pending: Tensor, drafts: int, ahead: int, *, past_length: int, pending_length: int
+    cached: Tensor, pending: Tensor, path: Tensor, ahead: int, *, past_length: int, pending_length: int
 ) -> PassLayout:
     """`ssd_diffusion.layout.lookahead_layout` for padded rows.
 
     Args:
         cached: true length of the past. [R]
         pending: true number of pending tokens. [R]
-        drafts: D, the same in every row.
-        ahead: open positions after each prefix of the drafts.
+        path: `layout.tree_path` of every row's drafts. [R, D + 1, D + 1]
+        ahead: open positions after the clean text and after each draft.
         past_length: padded length L of the past.
         pending_length: padded number P of pending tokens.
     """
@@ -242,19 +242,20 @@ def lookahead_layout(
     plain = pass_layout(
         cached, pending, torch.zeros(rows, 0, device=device), past_length=past_length, pending_length=pending_length
     )
+    drafts = path.shape[1] - 1
     branch = torch.arange(drafts + 1, device=device)
     owner = torch.cat([branch, branch.repeat_interleave(ahead)])
     extra, head = drafts + len(owner), past_length + pending_length
     allowed = torch.zeros(rows, pending_length + extra, head + extra, dtype=torch.bool, device=device)
     allowed[:, :pending_length, :head] = plain.allowed[:, :pending_length, :head]
     allowed[:, pending_length:, :head] = plain.allowed[:, pending_length:, :head]
-    own = torch.zeros(extra, extra, dtype=torch.bool, device=device)
-    own[:drafts, :drafts] = torch.ones(drafts, drafts, dtype=torch.bool, device=device).tril()
-    own[drafts:, :drafts] = torch.arange(drafts, device=device) < owner[:, None]
-    own[drafts:, drafts : 2 * drafts + 1] = owner[:, None] == branch
+    own = torch.zeros(rows, extra, extra, dtype=torch.bool, device=device)
+    own[:, :drafts, :drafts] = path[:, :drafts, :drafts]
+    own[:, drafts:, :drafts] = path[:, owner, :drafts] & (owner[:, None] != branch[:drafts])
+    own[:, drafts:, drafts : 2 * drafts + 1] = owner[:, None] == branch
     own |= torch.eye(extra, dtype=torch.bool, device=device)
     allowed[:, pending_length:, head:] = own
-    after = (branch[:, None] + 1 + torch.arange(ahead, device=device)).flatten()
-    offsets = torch.cat([torch.arange(drafts, device=device), branch, after])
-    behind = (cached + pending)[:, None] + offsets
+    depth = path.sum(dim=2) - 1
+    after = (depth[:, :, None] + 1 + torch.arange(ahead, device=device)).flatten(1)
+    behind = (cached + pending)[:, None] + torch.cat([depth[:, :drafts], depth, after], dim=1)
     return PassLayout(torch.cat([plain.position_ids[:, :pending_length], behind], dim=1), allowed)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ssd_diffusion import autoregressive
+from ssd_diffusion.draft_tree import DraftTree, lineage
 from ssd_diffusion.drafting import TransitionMaps
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.ensemble import Ensemble, Weights
@@ -28,8 +29,9 @@ def ids(length: int, seed: int = 0) -> I32:
     return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
 
 
-def looking(step: int, drafts: I32, ahead: int) -> Window:
-    state = LookaheadState(noise_key=5, width=ahead, limit=1000, step=step, start=step, drafts=drafts)
+def looking(step: int, drafts: I32 | DraftTree, ahead: int) -> Window:
+    tree = drafts if isinstance(drafts, DraftTree) else DraftTree.chain(drafts)
+    state = LookaheadState(noise_key=5, width=8, depth=ahead, limit=1000, step=step, start=step, drafts=tree)
     return state.window()
 
 
@@ -37,23 +39,25 @@ def hidden(step: int, size: int) -> Window:
     return Window(step, step, 0, np.ones(size, np.float32), TokenSets.empty(size), 5)
 
 
-@pytest.mark.parametrize("drafts", [0, 1, 3])
+@pytest.mark.parametrize("parents", [[], [-1], [-1, 0, 1], [-1, -1, 0, 2, 1, 2]], ids=["none", "one", "chain", "tree"])
 @pytest.mark.parametrize("width", [1, 4])
 def test_every_row_is_that_of_a_window_of_its_own(
-    make_model: Make, family: str, spec: ModelSpec, drafts: int, width: int
+    make_model: Make, family: str, spec: ModelSpec, parents: list[int], width: int
 ) -> None:
     model = make_model(family, learned=0.4)
     engine = TorchEngine(model, spec, slots=4, batch_width=width)
-    context, drafted, ahead = ids(21), ids(drafts, seed=3), 2
+    drafts, ahead = len(parents), 2
+    tree = DraftTree(ids(drafts, seed=3), np.array(parents, np.int32))
+    context, path = ids(21), lineage(tree.parents)
     engine.prefill([0], [context])
-    engine.step([0], [looking(0, drafted[:0], ahead)])
+    engine.step([0], [looking(0, DraftTree(), ahead)])
     for step, new in ((1, ids(3, seed=4)), (2, ids(1, seed=5))):
         engine.commit([0], [new])
         context = np.concatenate([context, new])
-        found = engine.step([0], [looking(step, drafted, ahead)])[0]
+        found = engine.step([0], [looking(step, tree, ahead)])[0]
         assert found.shape == ((drafts + 1) * (1 + ahead), 256)
         for i in range(drafts + 1):
-            engine.prefill([1], [np.concatenate([context, drafted[:i]])])
+            engine.prefill([1], [np.concatenate([context, tree.tokens[path[i - 1]] if i else tree.tokens[:0]])])
             alone = engine.step([1], [hidden(0, ahead + 1)])[0]
             np.testing.assert_allclose(found[i], alone[0], atol=1e-6)
             first = drafts + 1 + i * ahead
@@ -74,7 +78,8 @@ def test_company_changes_nothing(make_model: Make, spec: ModelSpec) -> None:
     engine = TorchEngine(model, spec, slots=4, batch_width=3)
     contexts = [ids(n, seed=n) for n in (9, 30, 31)]
     engine.prefill([0, 1, 2], contexts)
-    windows = [looking(0, ids(0), 2), looking(0, ids(2), 2), hidden(0, 4)]
+    fork = DraftTree(ids(2), np.array([-1, -1], np.int32))
+    windows = [looking(0, fork, 2), looking(0, ids(2), 2), hidden(0, 4)]
     together = engine.step([0, 1, 2], windows)
     for slot, window in enumerate(windows):
         engine.prefill([3], [contexts[slot]])

@@ -40,7 +40,8 @@ class _DecoderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decoder.Value
     """The autoregressive twin: one next-token distribution a step, no window."""
     DECODER_LOOKAHEAD: _Decoder.ValueType  # 4
     """Drafts that the next pass checks: several tokens a pass, each the one that a pass of its own would give. Open mode
-    only. A pass reads the drafts causally, and looks at open positions (u = 1) ahead of every prefix of them.
+    only. A pass reads every draft behind those on its path, and looks at open positions (u = 1) ahead of the committed
+    text and of every draft.
     """
 
 class Decoder(_Decoder, metaclass=_DecoderEnumTypeWrapper):
@@ -56,7 +57,8 @@ DECODER_AUTOREGRESSIVE: Decoder.ValueType  # 3
 """The autoregressive twin: one next-token distribution a step, no window."""
 DECODER_LOOKAHEAD: Decoder.ValueType  # 4
 """Drafts that the next pass checks: several tokens a pass, each the one that a pass of its own would give. Open mode
-only. A pass reads the drafts causally, and looks at open positions (u = 1) ahead of every prefix of them.
+only. A pass reads every draft behind those on its path, and looks at open positions (u = 1) ahead of the committed
+text and of every draft.
 """
 Global___Decoder: _TypeAlias = Decoder  # noqa: Y015
 
@@ -328,6 +330,7 @@ class DecodeParams(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     ENTROPY_BUDGET_FIELD_NUMBER: _builtins.int
     CORE_DRAW_KEY_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     """Open positions B. LOOKAHEAD: most drafts of a pass."""
     max_tokens: _builtins.int
@@ -342,6 +345,8 @@ class DecodeParams(_message.Message):
     """Nats of entropy a pass may accept beyond its first position (one-way)."""
     core_draw_key: _builtins.int
     """Key of the node's own draws (one-way)."""
+    depth: _builtins.int
+    """LOOKAHEAD: open positions ahead of the text and of each draft, which is also how many drafts can follow one another."""
     @_builtins.property
     def grid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Noise levels u from 1 downwards; an open position goes one level down each pass until it is accepted."""
@@ -357,10 +362,11 @@ class DecodeParams(_message.Message):
         top_p: _builtins.float = ...,
         entropy_budget: _builtins.float = ...,
         core_draw_key: _builtins.int = ...,
+        depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "core_draw_key", b"core_draw_key", "entropy_budget", b"entropy_budget", "grid", b"grid", "max_tokens", b"max_tokens", "projection", b"projection", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "core_draw_key", b"core_draw_key", "depth", b"depth", "entropy_budget", b"entropy_budget", "grid", b"grid", "max_tokens", b"max_tokens", "projection", b"projection", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,6 +448,7 @@ class Step(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     SKIP_FIELD_NUMBER: _builtins.int
+    PARENTS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Number of the pass since the session began, from 0."""
     w_hat: _builtins.bytes
@@ -458,6 +465,8 @@ class Step(_message.Message):
     """TOP_K: entries wanted for this pass (0: as opened)."""
     skip: _builtins.bool
     """The pass is taken without the core: the node moves the window and commits, and answers without logits."""
+    parents: _builtins.bytes
+    """LOOKAHEAD: which draft each draft of w_hat follows, a byte each: 0 for the committed text, i for the i-th draft."""
     def __init__(
         self,
         *,
@@ -467,10 +476,11 @@ class Step(_message.Message):
         accepted: _builtins.bytes = ...,
         k: _builtins.int = ...,
         skip: _builtins.bool = ...,
+        parents: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "index", b"index", "k", b"k", "skip", b"skip", "w_hat", b"w_hat", "w_hat_counts", b"w_hat_counts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "index", b"index", "k", b"k", "parents", b"parents", "skip", b"skip", "w_hat", b"w_hat", "w_hat_counts", b"w_hat_counts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -625,13 +635,13 @@ class StepResult(_message.Message):
     """One-way, multi-hot: number of ids per position, packed as Step.w_hat_counts."""
     @_builtins.property
     def logits(self) -> Global___Logits:
-        """The core's logits for the window; absent for a skipped pass. LOOKAHEAD: what follows the context and each prefix
-        of the drafts, one row each.
+        """The core's logits for the window; absent for a skipped pass. LOOKAHEAD: what follows the context and each draft,
+        one row each.
         """
 
     @_builtins.property
     def ahead(self) -> Global___Logits:
-        """LOOKAHEAD: rows for the open positions ahead of each prefix of the drafts, prefix by prefix; they only draft, so
+        """LOOKAHEAD: rows for the open positions ahead of the context, then ahead of each draft; they only draft, so
         they are short: TOP_K with AHEAD_K entries at most, whatever codec was opened.
         """
 
