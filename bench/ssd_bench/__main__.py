@@ -175,6 +175,9 @@ def quality(
     few_steps: Annotated[bool, typer.Option("--few-steps", help="Also quality against passes a token.")] = False,
     thousand: Annotated[bool, typer.Option("--thousand", help="Also 1000 steps a block, minutes a text.")] = False,
     limit: Annotated[int, typer.Option(min=2, help="Documents, prefixes and pairs at most.")] = 200,
+    limit_read: Annotated[
+        int | None, typer.Option(min=2, help="Documents of the parts that write nothing, if not --limit.")
+    ] = None,
     prefix: Annotated[int, typer.Option(min=1, help="Tokens of a prefix.")] = 32,
     tokens: Annotated[int, typer.Option(min=4, help="Tokens of a continuation.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every choice, noise and draw.")] = 0,
@@ -188,8 +191,8 @@ def quality(
 
     options = suite.Options(
         data=data, home=home or default_home(), core=core, base=base, pairs=pairs or (), parts=part or (),
-        few_steps=few_steps, thousand=thousand, limit=limit, prefix=prefix, tokens=tokens, seed=seed,
-        records=records, out=out, results=results,
+        few_steps=few_steps, thousand=thousand, limit=limit, limit_read=limit_read, prefix=prefix, tokens=tokens,
+        seed=seed, records=records, out=out, results=results,
     )  # fmt: skip
     _show(suite.run(options), as_json)
 

@@ -32,8 +32,8 @@ from ssd_diffusion.window import StepRecord, Window
 _CANDIDATES = 64
 """Tokens of a row, the most probable, that can be drafted."""
 _NOISE, _SHARPEST = 0.5, 0.5
-"""How far the noise of the draw is trusted, and the lowest temperature of a belief: about what foretells best the tokens
-that are drawn when held-out texts are continued. No value changes a text."""
+"""How far the noise of the draw is trusted, and the lowest temperature of a belief: about what foretells best which
+tokens are drawn when held-out texts are continued. No value changes a text."""
 
 
 class Drafter(Protocol):

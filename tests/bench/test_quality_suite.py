@@ -16,7 +16,7 @@ from ssd_bench.lines import LineFile
 from ssd_bench.quality import corpus, denoising, generation, settings
 from ssd_bench.quality.judges import AutoregressiveJudge
 from ssd_bench.quality.models import UnconditionedEngine, open_pair
-from ssd_bench.quality.settings import CORE, SETTINGS, Setting, few_steps, own_grid, params_of
+from ssd_bench.quality.settings import AHEAD, CORE, SETTINGS, Setting, few_steps, own_grid, params_of
 from ssd_bench.quality.together import decode_together
 from ssd_cloud.models import load
 from ssd_diffusion import keys
@@ -262,6 +262,7 @@ def test_a_whole_run_from_the_shell_and_again(folders, tmp_path):
     core, base, data, pairs = folders
     options = (
         "--data", data, "--home", tmp_path / "home", "--core", core, "--base", base, "--pairs", pairs, "--limit", 4,
+        "--limit-read", 5,
         "--prefix", PREFIX, "--tokens", TOKENS, "--few-steps", "--out", tmp_path / "docs",
         "--results", tmp_path / "results.json", "--json",
     )  # fmt: skip
@@ -273,7 +274,10 @@ def test_a_whole_run_from_the_shell_and_again(folders, tmp_path):
     human = content["generation"]["human"]
     assert "mauve" not in human  # of four texts
     assert human["perplexity ngram"]["value"] < content["generation"]["core, default"]["perplexity ngram"]["value"]
-    assert content["denoising"]["1 first"]["n"] == content["calibration"]["1st"]["right"]["n"] == 4
+    assert content["denoising"]["1 first"]["n"] == content["calibration"]["1st"]["right"]["n"] == 5
+    assert content["ratios"]["core, T 1"]["ar"]["value"] > 0
+    assert -1 <= content["ratios"]["core, 16 drafts"]["distinct-2"]["value"] <= 1
+    assert set(content["one_a_pass"]) == {s.name for s in AHEAD}
     assert set(content["answers"]) >= {"F1, core", "reference, base"}
     for name in ("quality.md", "quality.json", "quality.png", "quality-few-steps.png", "quality-calibration.png"):
         assert (tmp_path / "docs" / name).stat().st_size > 0

@@ -41,8 +41,9 @@ class Report:
         likelihood: nats a byte of S1 and base, and their difference.
         infill: nats a token, and differences.
         generation: figures by setting; the human continuations are among them.
-        ratios: perplexity over the base's at the same temperature, by setting and judge.
+        ratios: perplexity over the base's at the same temperature, by setting and judge; distinct-2 less the base's.
         matched: perplexity over the base's at equal diversity, by setting, then "JUDGE at MEASURE"; None out of reach.
+        one_a_pass: the same over the core's own, one token a pass, for what looks ahead.
         few_steps: figures by setting, of `--few-steps`.
         answers: token F1 and nats of the reference, by writer, and differences.
         plots: file names by part.
@@ -55,8 +56,9 @@ class Report:
     likelihood: Figures = field(default_factory=dict)
     infill: Figures = field(default_factory=dict)
     generation: Mapping[str, Figures] = field(default_factory=dict)
-    ratios: Mapping[str, Figures] = field(default_factory=dict)
+    ratios: Mapping[str, Mapping[str, Interval | None]] = field(default_factory=dict)
     matched: Mapping[str, Mapping[str, Interval | None]] = field(default_factory=dict)
+    one_a_pass: Mapping[str, Mapping[str, Interval | None]] = field(default_factory=dict)
     few_steps: Mapping[str, Figures] = field(default_factory=dict)
     answers: Figures = field(default_factory=dict)
     plots: Mapping[str, str] = field(default_factory=dict)
@@ -168,23 +170,37 @@ def _generation(report: Report) -> str:
     if report.ratios:
         parts += [
             "### Against the base at the same temperature",
-            "Perplexity over that of the base at the client's temperature on the same prefixes, paired; below 1 is "
-            "better, if diversity is the same.",
-            table(["", *(f"{name} judges" for name in JUDGES.values())],
-                  [[name, *(_cell(found.get(judge)) for judge in JUDGES)] for name, found in report.ratios.items()]),
+            "Perplexity over that of the base at the same temperature and nucleus on the same prefixes, paired; below "
+            "1 is better, if diversity is the same: distinct-2 less the base's stands beside it.",
+            table(["", *(f"{name} judges" for name in JUDGES.values()), "distinct-2 less the base's"],
+                  [[name, *(_cell(found.get(column)) for column in (*JUDGES, "distinct-2"))]
+                   for name, found in report.ratios.items()]),
         ]  # fmt: skip
     if report.matched:
-        columns = [f"{judge} at {measure}" for judge in JUDGES for measure in MATCHED]
         parts += [
             "### Against the base at equal diversity",
             "Perplexity over that of the base at the temperature where the base has the same unigram entropy, or the "
             "same distinct-2, on the same prefixes; read between the measured temperatures. Below 1 the setting writes "
             "more likely text than the base can at that diversity. A dash: the base is never so diverse, or so "
             "uniform, between its temperatures.",
-            table(["", *(f"{JUDGES[judge]} judges, equal {measure}" for judge in JUDGES for measure in MATCHED)],
-                  [[name, *(_cell(found.get(c)) for c in columns)] for name, found in report.matched.items()]),
+            _matched_table(report.matched),
+        ]  # fmt: skip
+    if report.one_a_pass:
+        parts += [
+            "### More tokens a pass, at equal diversity",
+            "Perplexity over that of the core one token a pass, over the core's own temperatures (0.5 to 1) and read "
+            "as above: what the saved passes cost. Drafts without leniency write the text of one token a pass.",
+            _matched_table(report.one_a_pass),
         ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def _matched_table(matched: Mapping[str, Mapping[str, Interval | None]]) -> str:
+    columns = [f"{judge} at {measure}" for judge in JUDGES for measure in MATCHED]
+    return table(
+        ["", *(f"{JUDGES[judge]} judges, equal {measure}" for judge in JUDGES for measure in MATCHED)],
+        [[name, *(_cell(found.get(c)) for c in columns)] for name, found in matched.items()],
+    )
 
 
 def _texts_table(generation: Mapping[str, Figures]) -> str:
@@ -234,13 +250,17 @@ def result_rows(report: Report) -> list[Row]:
     """Ratios for the file of results; above 1 the core is better."""
     found: list[tuple[str, Interval, str]] = []
     for name, ratios in report.ratios.items():
-        found += [(f"perplexity, base / {name}, {JUDGES[j]} judges", _inverse(r), "") for j, r in ratios.items()]
-    for name, cells in report.matched.items():
         found += [
-            (f"perplexity at equal {key.split(' at ')[1]}, base / {name}, {JUDGES[key.split(' at ')[0]]} judges",
-             _inverse(value), "")
-            for key, value in cells.items() if value is not None
+            (f"perplexity, base / {name}, {JUDGES[j]} judges", _inverse(ratio), "")
+            for j, ratio in ratios.items() if j in JUDGES and ratio is not None
         ]  # fmt: skip
+    for against, matched in (("base", report.matched), ("one token a pass", report.one_a_pass)):
+        for name, cells in matched.items():
+            found += [
+                (f"perplexity at equal {key.split(' at ')[1]}, {against} / {name}, "
+                 f"{JUDGES[key.split(' at ')[0]]} judges", _inverse(value), "")
+                for key, value in cells.items() if value is not None
+            ]  # fmt: skip
     if report.infill:
         gain = report.infill["chain, both / base"]
         found.append(("nats of an infilled span, base / chain with both sides", _inverse(gain), "nats over nats"))
@@ -267,7 +287,8 @@ def to_json(report: Report, *, seed: int) -> dict[str, Any]:
         **{
             part: _plain(getattr(report, part))
             for part in (
-                "denoising", "calibration", "likelihood", "infill", "generation", "ratios", "matched", "few_steps",
+                "denoising", "calibration", "likelihood", "infill", "generation", "ratios", "matched", "one_a_pass",
+                "few_steps",
                 "answers",
             )
         },

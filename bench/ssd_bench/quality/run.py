@@ -22,7 +22,17 @@ from ssd_bench.quality.answers import Pair
 from ssd_bench.quality.likelihoods import Held
 from ssd_bench.quality.models import Opened, open_pair
 from ssd_bench.quality.report import Report
-from ssd_bench.quality.settings import CORE, REFERENCE, SAME_TEMPERATURE, SETTINGS, THOUSAND, few_steps
+from ssd_bench.quality.settings import (
+    AHEAD,
+    CORE,
+    HUMAN,
+    ONE_A_PASS,
+    REFERENCE,
+    SAME_TEMPERATURE,
+    SETTINGS,
+    THOUSAND,
+    few_steps,
+)
 from ssd_bench.quality.summary import Figures
 from ssd_bench.quality.texts import Lengths
 from ssd_bench.runs import Outcome, publish
@@ -45,6 +55,7 @@ class Options:
         few_steps: also the table of quality against passes.
         thousand: also the settings with 1000 steps a block, minutes a text.
         limit: documents, prefixes and pairs at most.
+        limit_read: documents of the parts that write nothing at most; None for `limit`.
         prefix: tokens of a prefix.
         tokens: tokens of a continuation.
         seed: of every choice, noise and draw.
@@ -62,6 +73,7 @@ class Options:
     few_steps: bool
     thousand: bool
     limit: int
+    limit_read: int | None
     prefix: int
     tokens: int
     seed: int
@@ -87,7 +99,8 @@ def run(options: Options) -> Outcome:
     held = _open(options)
     found = _measured(held, options)
     pair = held.core.spec.model_id, held.base.spec.model_id
-    about = f"Core {pair[0]}, base {pair[1]}, seed {options.seed}, at most {options.limit} documents."
+    about = f"Core {pair[0]}, base {pair[1]}, seed {options.seed}, at most {options.limit} documents"
+    about += "." if options.limit_read is None else f", {options.limit_read} where nothing is written."
     if found.answers:
         about += f" Requests from {', '.join(path.name for path in options.pairs)}."
     found = replace(found, about=about, seconds=time.monotonic() - started)
@@ -119,16 +132,17 @@ def _open(options: Options) -> Held:
 def _measured(held: Held, options: Options) -> Report:
     wanted = options.parts or PARTS
     asked = _asked(held, options) if "answers" in wanted else []
+    read = held if options.limit_read is None else replace(held, limit=options.limit_read)
     found = Report(about="", seconds=0.0)
     options.out.mkdir(parents=True, exist_ok=True)
     if "denoising" in wanted:
-        found = replace(found, denoising=likelihoods.denoising_figures(held))
+        found = replace(found, denoising=likelihoods.denoising_figures(read))
     if "calibration" in wanted:
-        found = _calibrated(found, held, options)
+        found = _calibrated(found, read, options)
     if "likelihood" in wanted:
-        found = replace(found, likelihood=likelihoods.likelihood_figures(held))
+        found = replace(found, likelihood=likelihoods.likelihood_figures(read))
     if "infill" in wanted:
-        found = replace(found, infill=likelihoods.infill_figures(held))
+        found = replace(found, infill=likelihoods.infill_figures(read))
     if asked:
         found = replace(found, answers=_answers(held, asked))
     if "generation" in wanted or options.few_steps:
@@ -154,7 +168,9 @@ def _generated(found: Report, held: Held, options: Options, *, main: bool) -> Re
         figures = texts.figures(samples)
         plots.generation(figures, [setting.name for setting in REFERENCE], options.out / "quality.png")
         found = replace(
-            found, generation=figures, ratios=texts.ratios(samples), matched=texts.matched(samples),
+            found, generation=figures, ratios=texts.ratios(samples, settings),
+            matched=texts.matched(samples, REFERENCE, [HUMAN, *(one.name for one in settings if not one.base)]),
+            one_a_pass=texts.matched(samples, ONE_A_PASS, [one.name for one in AHEAD]),
             plots={**found.plots, "generation": "quality.png"},
         )  # fmt: skip
     if options.few_steps:

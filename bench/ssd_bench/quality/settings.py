@@ -73,32 +73,60 @@ def _ssdlm(steps: int, share: float) -> Setting:
 
 
 CORE = Setting(name="core, default", first_only=True)
+
+
+def _core(temperature: float) -> Setting:
+    return Setting(name=f"core, T {temperature:g}", first_only=True, changes={"temperature": temperature})
+
+
+ONE_A_PASS = (_core(0.5), CORE, _core(0.85), _core(1.0))
+"""The core one token a pass over temperatures: what more tokens a pass are compared with at equal diversity."""
 REFERENCE = (_base(0.5), _base(0.7), _base(0.85), _base(1.0), _base(1.0, top_p=1.0))
 """The autoregressive base over temperatures: the curve that others are compared with at equal diversity."""
-SAME_TEMPERATURE = next(s for s in REFERENCE if s.changes["temperature"] == GenerateOptions(prompt="-").temperature)
+
+
+def same_temperature(setting: Setting) -> Setting:
+    """The base at a setting's own temperature, the client's where it sets none."""
+    temperature = setting.changes.get("temperature", GenerateOptions(prompt="-").temperature)
+    return next(s for s in REFERENCE if s.changes["temperature"] == temperature)
+
+
+SAME_TEMPERATURE = same_temperature(CORE)
 """The base at the client's own temperature."""
 
 
-def _ahead(drafts: int, leniency: float = 0.0) -> Setting:
-    """Looking ahead: with no leniency the text is that of the core's default, in fewer passes."""
-    name = f"core, {drafts} drafts" + (f", leniency {leniency:g}" if leniency else "")
+def _ahead(drafts: int, leniency: float = 0.0, temperature: float | None = None) -> Setting:
+    """Looking ahead: with no leniency the text is that of one token a pass, in fewer passes."""
+    name = f"core, {drafts} draft{'s' if drafts > 1 else ''}" + (f", leniency {leniency:g}" if leniency else "")
     changes: dict[str, Any] = {"block": 1, "drafts": drafts, "depth": draft_depth(drafts), "leniency": leniency}
+    if temperature is not None:
+        name, changes = f"{name}, T {temperature:g}", {**changes, "temperature": temperature}
     return Setting(name=name, decoder="lookahead", changes=changes)
 
 
-SETTINGS = (
-    CORE,
-    *REFERENCE,
+AHEAD = (
     _ahead(1),
     _ahead(2),
     _ahead(4),
     _ahead(8),
-    _ahead(4, 0.3),
-    _ahead(4, 0.6),
-    _ahead(4, 0.9),
-    _ahead(8, 0.6),
+    _ahead(16),
     _ahead(8, 0.9),
-    _ahead(8, 1.0),
+    _ahead(16, 0.3),
+    _ahead(16, 0.6),
+    _ahead(16, 0.9),
+    _ahead(8, 0.9, 0.85),
+    _ahead(16, 0.6, 0.85),
+    _ahead(16, 0.9, 0.85),
+    _ahead(16, 1.0, 0.85),
+    _ahead(16, 0.6, 1.0),
+    _ahead(16, 0.9, 1.0),
+)
+"""Several tokens a pass by drafts."""
+SETTINGS = (
+    CORE,
+    *(setting for setting in ONE_A_PASS if setting is not CORE),
+    *REFERENCE,
+    *AHEAD,
     Setting(name="core, budget 0.5", changes={"entropy_budget": 0.5}),
     Setting(name="core, budget 2", changes={"entropy_budget": 2.0}),
     Setting(name="core, budget 8", changes={"entropy_budget": 8.0}),

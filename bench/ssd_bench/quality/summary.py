@@ -1,8 +1,8 @@
 """From texts and judgements to figures with intervals, and perplexity at equal diversity.
 
 Perplexity falls when a text repeats itself or a temperature is lowered, so it never stands alone here: diversity is
-beside it, and `matched` compares a setting with the base at the temperature where the base is as diverse. Knows arrays
-and records; nothing about models or files.
+beside it, and `matched` compares a setting with another decoder at the temperature where that is as diverse. Knows
+arrays and records; nothing about models or files.
 """
 
 from __future__ import annotations
@@ -110,14 +110,22 @@ def ratio(sample: Sample, other: Sample, judge: str, *, resamples: int = RESAMPL
     return _exp(paired_bootstrap(a, b, resamples=resamples))
 
 
-def matched(sample: Sample, curve: Sequence[Sample], judge: str, measure: str) -> Interval | None:
-    """Perplexity of a sample over that of the base where the base is as diverse, on the same prompts.
+def difference(sample: Sample, other: Sample, measure: str) -> Interval | None:
+    """A figure of diversity of a sample less that of another on the sample's prompts; None for a single text."""
+    if len(sample.texts) < LEAST:
+        return None
+    against, statistic = other.of(sample.prompts), CORPUS[measure]
+    return jackknife(lambda rows: statistic(sample, rows) - statistic(against, rows), len(sample.texts))
 
-    The base's log-perplexity is read between its two neighbouring temperatures by straight lines. The interval is the
+
+def matched(sample: Sample, curve: Sequence[Sample], judge: str, measure: str) -> Interval | None:
+    """Perplexity of a sample over that of a curve's decoder where that is as diverse, on the same prompts.
+
+    The log-perplexity of the curve is read between two neighbouring temperatures by straight lines. The interval is the
     jackknife's over prompts, both sides together.
 
     Returns:
-        None where the base is never as diverse, or the sample is a single text.
+        None where the curve is never as diverse, or the sample is a single text.
     """
     against = [one.of(sample.prompts) for one in curve]
     statistic = CORPUS[measure]

@@ -20,13 +20,14 @@ from ssd_bench.quality import corpus, generation, summary
 from ssd_bench.quality.generation import Prompt
 from ssd_bench.quality.judges import AutoregressiveJudge, Judge, NgramJudge
 from ssd_bench.quality.likelihoods import Held
-from ssd_bench.quality.settings import HUMAN, REFERENCE, SAME_TEMPERATURE, Setting
+from ssd_bench.quality.settings import HUMAN, Setting, same_temperature
 from ssd_bench.quality.summary import Figures, Sample
 from ssd_bench.stats import Interval
 
 ORDER = 5
 """Longest n-gram of the n-gram judge."""
 OTHERS = "human, other texts"
+DISTINCT = "distinct-2"
 _BATCH = 16
 
 
@@ -71,21 +72,22 @@ def figures(found: Mapping[str, Sample]) -> dict[str, Figures]:
     return out
 
 
-def ratios(found: Mapping[str, Sample]) -> dict[str, Figures]:
-    """Perplexity over that of the base at the client's temperature, for everything that a model wrote."""
-    base = found[SAME_TEMPERATURE.name]
-    return {
-        name: {judge: summary.ratio(sample, base, judge) for judge in sample.nats}
-        for name, sample in found.items()
-        if name not in (HUMAN, OTHERS, base.name)
-    }
+def ratios(found: Mapping[str, Sample], settings: Sequence[Setting]) -> dict[str, dict[str, Interval | None]]:
+    """Perplexity over that of the base at the same temperature, and distinct-2 less the base's, of the core's."""
+    out: dict[str, dict[str, Interval | None]] = {}
+    for setting in settings:
+        if not setting.base:
+            sample, base = found[setting.name], found[same_temperature(setting).name]
+            out[setting.name] = {judge: summary.ratio(sample, base, judge) for judge in sample.nats}
+            out[setting.name][DISTINCT] = summary.difference(sample, base, DISTINCT)
+    return out
 
 
-def matched(found: Mapping[str, Sample]) -> dict[str, dict[str, Interval | None]]:
-    """Perplexity over the base's at equal diversity, for the core's settings and the human text."""
-    curve = [found[setting.name] for setting in REFERENCE]
-    names = [name for name in found if name not in {one.name for one in curve} | {OTHERS}]
-    out = {}
+def matched(
+    found: Mapping[str, Sample], reference: Sequence[Setting], names: Sequence[str]
+) -> dict[str, dict[str, Interval | None]]:
+    """Perplexity over that of a curve of temperatures at equal diversity, for these settings."""
+    curve, out = [found[setting.name] for setting in reference], {}
     with progress("equal diversity", len(names)) as advance:
         for name in names:
             out[name] = {
