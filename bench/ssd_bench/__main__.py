@@ -225,6 +225,10 @@ def personal(
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="Questions of a set, JSON lines; by default they are made by rule."),
     ] = None,
+    whole: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A set of which nothing is kept out: hidden facts and answers alone."),
+    ] = None,
     home: Home = None,
     core: Core = "packaged",
     base: Annotated[str, typer.Option(help="Model folder or name that experts start from.")] = "packaged",
@@ -253,7 +257,8 @@ def personal(
     from ssd_bench.personal import run as suite
 
     options = suite.Options(
-        sets=sets or (), questions=questions or (), home=home or default_home(), core=core, base=base,
+        sets=sets or (), questions=questions or (), whole=whole or (), home=home or default_home(), core=core,
+        base=base,
         kilobytes=kilobytes, train_minutes=train_minutes, parts=part or (), limit=limit,
         limit_questions=limit_questions, tokens=answer_tokens, passages=passages, seed=seed, max_minutes=max_minutes,
         records=records, out=out, results=results,

@@ -323,7 +323,8 @@ def test_answers_are_judged_by_whole_words_and_compared_in_pairs():
 
 def options(root: Path, documents: Path, core: Path, **changes) -> run.Options:
     given = {
-        "sets": [f"company={documents}"], "questions": [], "home": root / "home", "core": str(core), "base": str(core),
+        "sets": [f"company={documents}"], "questions": [], "whole": [], "home": root / "home",
+        "core": str(core), "base": str(core),
         "kilobytes": 100, "train_minutes": 0.03, "parts": (), "limit": 2, "limit_questions": None, "tokens": 4,
         "passages": 1, "seed": 0, "max_minutes": None, "records": root / "records", "out": root / "docs",
         "results": root / "results.json", "resamples": 200, "marks": (0.01, 1.0),
@@ -365,6 +366,20 @@ def test_a_run_measures_all_parts_and_goes_on_from_its_records(documents, tiny_f
         run.run(replace(started, max_minutes=0.0, seed=5))
 
 
+def test_a_whole_set_keeps_nothing_out_and_all_its_own_questions_are_asked(documents, tiny_folders, tmp_path):
+    asked = [
+        {"id": f"q{i}", "question": "How many keys are there?", "answer": "two", "accept": [], "document": path.name}
+        for i, path in enumerate(sorted(documents.iterdir())[:5])
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps(one) for one in asked))
+    started = options(tmp_path, documents, tiny_folders[0], whole=["company"], questions=[f"company={file}"])
+    (found,) = run.run(started).content["sets"].values()
+    assert found["documents"]["train"] == len(list(documents.iterdir()))
+    assert found["counts"] == {"hidden facts": [2, 2], "questions": [5, 5]}
+    assert (found["heldout"], found["curve"]) == ({}, {})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -374,6 +389,7 @@ def test_a_run_measures_all_parts_and_goes_on_from_its_records(documents, tiny_f
         ({"sets": ["company=nowhere"]}, "nowhere is not a folder"),
         ({"sets": ["a=.", "a=."]}, "twice"),
         ({"questions": ["other=x.jsonl"]}, "no --set gives"),
+        ({"whole": ["other"]}, "no --set gives"),
         ({"questions": ["company=x.jsonl"]}, "is not a file"),
         ({"sets": ["a/b=."]}, "cannot be an expert's name"),
     ],

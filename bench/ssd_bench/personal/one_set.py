@@ -110,6 +110,8 @@ def measure(source: Source, split: Split, trio: Trio, plan: Plan, work: Path) ->
         ValueError: the questions of the set cannot be read, or ask about nothing that was learned from.
         ClientError, DiffusionError: a model or an index fails.
     """
+    if not split.test:  # nothing was kept out: there is nothing to read that the expert has not
+        plan = replace(plan, parts=[part for part in plan.parts if part not in ("heldout", "curve")])
     corpus = build_corpus(split.train, trio.tokenizer, work / f"tokens-{trio.core.spec.tokenizer_fingerprint[:16]}.npz")
     one = _Set(source, split, trio, corpus, plan)
     card = (trio.made.card.lam, trio.made.card.alpha if trio.made.card.lam > 0 else 0.0)

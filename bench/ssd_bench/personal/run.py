@@ -33,6 +33,7 @@ class Options:
     Attributes:
         sets: NAME=FOLDER of every set.
         questions: NAME=FILE of sets that have their own.
+        whole: names of the sets of which nothing is kept out.
         home: folder of models.
         core: model folder or name of the core.
         base: model folder or name that experts start from.
@@ -55,6 +56,7 @@ class Options:
 
     sets: Sequence[str]
     questions: Sequence[str]
+    whole: Sequence[str]
     home: Path
     core: str
     base: str
@@ -86,7 +88,7 @@ def run(options: Options) -> Outcome:
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
         raise ValueError(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
-    sources = sets.sources(options.sets, options.questions)
+    sources = sets.sources(options.sets, options.questions, options.whole)
     transformers.utils.logging.disable_progress_bar()
     until = deadline(started, options.max_minutes)
     about, found = _measured(options, sources, until)

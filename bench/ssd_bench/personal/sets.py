@@ -33,11 +33,13 @@ class Source:
         name: in reports.
         folder: its documents.
         questions: JSON lines with questions about them; None for questions by rule.
+        whole: nothing is kept out.
     """
 
     name: str
     folder: Path
     questions: Path | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ class Split:
     left_out: int
 
 
-def sources(sets: Sequence[str], questions: Sequence[str]) -> list[Source]:
-    """Sets from NAME=FOLDER and their questions from NAME=FILE.
+def sources(sets: Sequence[str], questions: Sequence[str], whole: Sequence[str] = ()) -> list[Source]:
+    """Sets from NAME=FOLDER, their questions from NAME=FILE, and the names of those that are learned whole.
 
     Raises:
         ValueError: a form that is not NAME=PATH, a name twice or unknown, or a folder or file that is not there.
@@ -76,7 +78,10 @@ def sources(sets: Sequence[str], questions: Sequence[str]) -> list[Source]:
         file = asked.pop(name, None)
         if file is not None and not file.is_file():
             raise ValueError(f"{file} is not a file; give --questions {name}= a file of questions")
-        found.append(Source(check_name(name), folder, file))
+        found.append(Source(check_name(name), folder, file, name in whole))
+    unknown = sorted(set(whole) - {one.name for one in found})
+    if unknown:
+        raise ValueError(f"--whole names the set {unknown[0]!r}, which no --set gives")
     if asked:
         raise ValueError(f"--questions names the set {next(iter(asked))!r}, which no --set gives")
     if not found:
@@ -97,7 +102,7 @@ def _by_name(values: Sequence[str], flag: str, form: str) -> dict[str, Path]:
 
 
 def split(source: Source, work: Path, *, kilobytes: int, seed: int) -> Split:
-    """Read a set, keep some files out of it by seed, and take of the others what is to be learned from.
+    """Read a set, keep some files out of it by seed, none of a whole set, and take of the others what is learned from.
 
     Args:
         source: the set.
@@ -118,12 +123,13 @@ def split(source: Source, work: Path, *, kilobytes: int, seed: int) -> Split:
         raise ValueError(
             f"the set {source.name!r} has {len(by_file)} files that can be read; give at least {LEAST_FILES}"
         )
-    held = max(2, min(MOST_HELD, round(HELD_SHARE * len(by_file))))
+    held = 0 if source.whole else max(2, min(MOST_HELD, round(HELD_SHARE * len(by_file))))
+    validating = max(1, held // 3) if held else 0
     names = [sorted(by_file)[i] for i in np.random.default_rng(seed).permutation(len(by_file)).tolist()]
     sizes = [sum(len(d.text.encode()) for d in by_file[name]) for name in names[held:]]
     before = np.cumsum([0, *sizes])[:-1]
     learned = [name for name, size in zip(names[held:], before.tolist(), strict=True) if size < 1000 * kilobytes]
-    kinds = [learned, names[: max(1, held // 3)], names[max(1, held // 3) : held]]
+    kinds = [learned, names[:validating], names[validating:held]]
     train, validation, test = (tuple(d for name in kind for d in by_file[name]) for kind in kinds)
     digest = _digest(train, validation, test)
     folder = _copied(source.folder, work / f"train-{digest}", kinds[0])
