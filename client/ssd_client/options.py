@@ -29,7 +29,8 @@ from ssd_client.remote import Wire
 DecoderName = Literal["diffusion", "ar", "ssdlm"]
 
 SSDLM_STEPS = 50
-USUAL_DRAFTS = 8
+USUAL_DRAFTS = 6
+_FEW = 8
 WINDOW_STEPS = 1  # chosen by measurement, docs/acceptance.md: lower noise levels cost the packaged core likelihood
 _DECODERS: dict[DecoderName, ssd_pb2.Decoder.ValueType] = {
     "diffusion": ssd_pb2.DECODER_WINDOW,
@@ -67,7 +68,7 @@ class GenerateOptions:
         temperature: of the draws; 0 takes the most probable.
         top_p: nucleus mass of the draws.
         entropy_budget: nats that one step may accept beyond its first position.
-        drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps. None: 8
+        drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps. None: 6
             where expert and node can, and nothing else was asked for that forbids it (`with_drafts`).
         leniency: 0 keeps a draft only where it is the token drawn; up to 1 also others that are nearly as probable.
         core_every: ask the core at every m-th step only, and use its last logits between (open only).
@@ -206,7 +207,7 @@ def decode_params(options: GenerateOptions, spec: ModelSpec, eos_ids: tuple[int,
 
 def draft_depth(drafts: int) -> int:
     """How many drafts can follow one another: what looking further ahead brings does not pay for its rows."""
-    return max(1, min(drafts, 3 if drafts <= USUAL_DRAFTS else 4))
+    return max(1, min(drafts, 3 if drafts <= _FEW else 4))
 
 
 def opening(

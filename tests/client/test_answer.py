@@ -145,14 +145,14 @@ def test_looking_ahead_changes_the_steps_and_not_the_text(options, node, home, o
 
 
 def test_drafts_where_nobody_asked(options: GenerateOptions) -> None:
-    """Eight where the expert was taught, the node can, and nothing forbids it; what was asked for stays."""
+    """Six where the expert was taught, the node can, and nothing forbids it; what was asked for stays."""
     plain = replace(options, entropy_budget=0.0)
     able = [pb.DECODER_WINDOW, pb.DECODER_LOOKAHEAD]
 
     def drafts(asked: GenerateOptions, *, taught: bool = True, decoders: list[int] | None = able) -> int | None:
         return with_drafts(asked, taught=taught, decoders=decoders).drafts
 
-    assert drafts(plain) == drafts(plain, decoders=None) == USUAL_DRAFTS == 8
+    assert drafts(plain) == drafts(plain, decoders=None) == USUAL_DRAFTS == 6
     assert drafts(plain, taught=False) == 0
     assert drafts(plain, decoders=able[:1]) == 0
     for other in ({"privacy": "one-way"}, {"decoder": "ar"}, {"steps": 3}, {"entropy_budget": 0.1}, {"core_every": 2}):
@@ -161,7 +161,7 @@ def test_drafts_where_nobody_asked(options: GenerateOptions) -> None:
     assert drafts(replace(plain, drafts=0)) == 0
     with pytest.raises(UsageError, match="--leniency"):
         drafts(replace(plain, leniency=0.5), taught=False)
-    assert drafts(replace(plain, leniency=0.5)) == 8
+    assert drafts(replace(plain, leniency=0.5)) == 6
 
 
 def test_looking_ahead_survives_a_cut_connection(options, node, home, on_torch):

@@ -108,6 +108,7 @@ AHEAD = (
     _ahead(1),
     _ahead(2),
     _ahead(4),
+    _ahead(6),
     _ahead(8),
     _ahead(16),
     _ahead(8, 0.9),
