@@ -266,7 +266,10 @@ def made_up(part, gain_diffusion, gain_twin, documents=20):
     return rows
 
 
-@pytest.mark.parametrize(("diffusion", "twin", "word"), [(0.5, 0.2, "yes"), (0.2, 0.5, "no"), (0.3, 0.3, "not shown")])
+@pytest.mark.parametrize(
+    ("diffusion", "twin", "word"),
+    [(0.5, 0.2, "yes"), (0.2, 0.5, "no"), (0.3, 0.3, "not shown"), (0.304, 0.3, "yes, by too little to matter")],
+)
 def test_conclusions_follow_the_figures(diffusion, twin, word):
     rows = made_up("test", diffusion, twin)
     choice = figures.choose(made_up("validation", 0.3, 0.3), (0.9, 0.0))

@@ -17,6 +17,8 @@ YES, NO, OPEN = "yes", "no", "not shown"
 LEAST_UNITS = 8
 """A bootstrap of fewer is too narrow to conclude from."""
 _MOST_P = 0.05
+_NOTICED = 0.005
+"""Nats a token; a difference below that nobody notices, however sure it is."""
 
 
 def verdict(gap: Interval, *, lower_is_better: bool, p_value: float = 0.0) -> str:
@@ -96,11 +98,18 @@ def _collaboration(results: Sequence[Result], pooled: Interval | None) -> str:
     if not found or pooled is None:
         return ""
     word = verdict(pooled, lower_is_better=True)
+    if word != OPEN and abs(pooled.value) < _NOTICED:
+        word = f"{word}, by too little to matter"
     return (
         f"**Does diffusion collaborate better than autoregression here? {word.capitalize()}.** What the ensemble adds "
         "to its better member by diffusion, less what it adds by the autoregressive twin, nats a token, below zero is "
-        f"better for diffusion: {pooled} over the documents of all sets. By set: {_list(found)}."
-    )
+        f"better for diffusion: {_fine(pooled)} over the documents of all sets. By set: "
+        + "; ".join(f"{name} {each}, {_fine(gap)}" for name, each, gap in found) + "."
+    )  # fmt: skip
+
+
+def _fine(value: Interval) -> str:
+    return f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"
 
 
 def _right_side(results: Sequence[Result]) -> str:
