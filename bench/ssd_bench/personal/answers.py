@@ -1,7 +1,8 @@
 """Answers to questions about the documents, system by system, and whether they hold what is accepted.
 
 All systems that read passages read the same ones. The base is the expert before personalization: with passages it is
-retrieval in the prompt. The best sentence is retrieval with no model. Knows records and engines; nothing about
+retrieval in the prompt. The best sentence is retrieval with no model, and the passages as a whole are what a perfect
+reader of them could find. Knows records and engines; nothing about
 intervals or reports.
 """
 
@@ -55,7 +56,7 @@ class System:
 
 ENSEMBLE, TWIN = "expert + core", "expert + core, autoregressive"
 CORE, EXPERT, BASE = "core alone", "expert alone", "base with passages"
-SENTENCE = "best sentence"
+SENTENCE, PASSAGES = "best sentence", "in the passages shown"
 WRITERS = (
     System(ENSEMBLE, core=True, expert="after"),
     System(CORE, core=True, passages=False),
@@ -64,7 +65,7 @@ WRITERS = (
     System(TWIN, core=True, expert="after", decoder="ar"),
     System(BASE, expert="before"),
 )
-SYSTEMS = (*(system.name for system in WRITERS), SENTENCE)
+SYSTEMS = (*(system.name for system in WRITERS), SENTENCE, PASSAGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +82,16 @@ class Settings:
     tokens: int
     passages: int
 
+    @property
+    def reads(self) -> str:
+        """What is read, as a record has it."""
+        return f"{self.passages} passages"
+
     def how(self, system: System) -> str:
         """All that decides an answer of the system beside the models, as a record has it."""
         weights = self.weights[system.decoder]
         told = [f"{self.tokens} tokens"]
-        told += [f"{self.passages} passages"] if system.passages else []
+        told += [self.reads] if system.passages else []
         told += [f"lambda {weights.lam:g}", f"alpha {weights.alpha:g}"] if system.together else []
         return ", ".join(told)
 
@@ -121,6 +127,11 @@ def measure(
         for question in batch:
             if records.get(question.id, SENTENCE, "") is None:
                 records.add([_record(question, SENTENCE, "", sentences.best(question.question))])
+            if records.get(question.id, PASSAGES, settings.reads) is None:
+                shown = trio.made.retrieve(question.question, settings.passages)
+                together = "\n\n".join(passage.text for passage in shown)
+                records.add([_record(question, PASSAGES, settings.reads, together)])
+            advance()
             advance()
 
 
@@ -130,6 +141,7 @@ def found_of(questions: Sequence[Question], settings: Settings, records: LineFil
     for question in questions:
         rows = {system.name: records.get(question.id, system.name, settings.how(system)) for system in WRITERS}
         rows[SENTENCE] = records.get(question.id, SENTENCE, "")
+        rows[PASSAGES] = records.get(question.id, PASSAGES, settings.reads)
         kept = {name: row for name, row in rows.items() if row is not None}
         if len(kept) == len(SYSTEMS):
             found.append(kept)

@@ -194,7 +194,11 @@ def _answers(one: _Set, result: Result) -> Result:
 
 def _example(row: dict[str, JsonRecord]) -> dict[str, Any]:
     first = row[answers.ENSEMBLE]
-    return {"question": first["asked"], "reference": first["reference"], **{name: r["said"] for name, r in row.items()}}
+    return {
+        "question": first["asked"],
+        "reference": first["reference"],
+        **{name: r["said"] for name, r in row.items() if name != answers.PASSAGES},
+    }
 
 
 def _questions(one: _Set) -> list[Question]:

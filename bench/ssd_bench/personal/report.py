@@ -232,7 +232,8 @@ def _answers(one: Result) -> str:
     return "\n\n".join([
         "### Answers",
         f"{one.answers[answers.ENSEMBLE].n} questions, greedy answers; right when an accepted answer stands in it as "
-        "whole words. How far expert + core is ahead of each other system, in shares.",
+        "whole words. How far expert + core is ahead of each other system, in shares. `in the passages shown`: how "
+        "often an accepted answer stands in the passages that the readers are shown.",
         table(["", "right", "expert + core ahead by", "McNemar's p"], rows),
         table(["question", "reference", *shown], examples),
     ])  # fmt: skip
