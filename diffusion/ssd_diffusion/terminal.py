@@ -1,4 +1,4 @@
-"""What both command lines owe a terminal: open streams, text that it only shows, and wrong flags in one sentence.
+"""What both command lines owe a terminal: open streams, text that it only shows, wrong flags in one sentence, ctrl-C.
 
 Needs the standard library alone, so that it is there from the first moment on. Knows nothing about commands.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
+import threading
+from types import FrameType
 
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
+_interrupted = threading.Event()
 
 
 def printable(text: str) -> str:
@@ -20,6 +24,38 @@ def printable(text: str) -> str:
     Line ends and tabs stay. Bytes of a command line that are no UTF-8 become U+FFFD.
     """
     return _SURROGATES.sub("\ufffd", _OBEYED.sub("", text))
+
+
+def remember_interrupts() -> None:
+    """Keep in mind that ctrl-C was pressed, beside the usual KeyboardInterrupt.
+
+    Python drops an exception that comes up in a callback of its own, such as a weak reference's, and complains: then
+    ctrl-C would be lost. `stop_if_interrupted` raises it again.
+    """
+
+    def interrupted(_signal: int, _frame: FrameType | None) -> None:
+        _interrupted.set()
+        raise KeyboardInterrupt
+
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(what)
+
+    if threading.current_thread() is threading.main_thread():
+        _interrupted.clear()
+        sys.unraisablehook = dropped
+        signal.signal(signal.SIGINT, interrupted)
+
+
+def stop_if_interrupted() -> None:
+    """To be called now and then by what takes long.
+
+    Raises:
+        KeyboardInterrupt: ctrl-C was pressed and dropped.
+    """
+    if _interrupted.is_set():
+        _interrupted.clear()
+        raise KeyboardInterrupt
 
 
 def open_streams() -> None:

@@ -48,3 +48,24 @@ def test_a_stream_of_another_encoding_shows_what_it_can():
         [sys.executable, "-c", code], env={"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, b"caf?\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to oneself are another thing there")
+def test_a_ctrl_c_that_python_drops_is_raised_again_once():
+    code = (
+        "import os, signal, weakref\n"
+        "from ssd_diffusion.terminal import remember_interrupts, stop_if_interrupted\n"
+        "class Thing: pass\n"
+        "remember_interrupts()\n"
+        "stop_if_interrupted()\n"
+        "thing = Thing()\n"
+        "seen = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
+        "del thing\n"
+        "print('dropped')\n"
+        "try: stop_if_interrupted()\n"
+        "except KeyboardInterrupt: print('raised')\n"
+        "stop_if_interrupted()\n"
+        "print('once')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.stderr) == (["dropped", "raised", "once"], "")

@@ -267,7 +267,7 @@ def _stopped(home: Path, node: NodeProcess, delay_s: float | None, privacy: str,
     process = subprocess.Popen(
         [*COMMAND, "generate", QUESTION, "--node", node.target, *COMMON, "--seed", str(seed),
          "--max-tokens", "900", "--privacy", privacy, "--entropy-budget", "0"],
-        env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(home) | {"PYTHONFAULTHANDLER": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     if delay_s is None:
         while _messages(home) < before + 2 and process.poll() is None and time.monotonic() < end:
@@ -276,7 +276,11 @@ def _stopped(home: Path, node: NodeProcess, delay_s: float | None, privacy: str,
         time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
-    out, err = process.communicate(timeout=30)
+    try:
+        out, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # faulthandler says where it stood
+        pytest.fail(f"ctrl-C did not stop it (delay {delay_s}, {privacy}): {process.communicate(timeout=30)[1]}")
     assert time.monotonic() - sent < 10
     return process.returncode, out, err
 

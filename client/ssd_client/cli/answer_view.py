@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+from ssd_diffusion.terminal import stop_if_interrupted
 
 from ssd_client.cli.screen import ERR, OUT, bytes_text, facts
 from ssd_client.consent import Disclosure
@@ -47,6 +48,7 @@ class Live:
 
     def progress(self, progress: Progress) -> None:
         """Show the settled text, and the estimate behind it in dim letters."""
+        stop_if_interrupted()
         if self._live is None:
             return
         text = Text(progress.settled.lstrip())

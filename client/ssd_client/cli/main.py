@@ -24,8 +24,9 @@ def __getattr__(name: str) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
-        from ssd_diffusion.terminal import open_streams
+        from ssd_diffusion.terminal import open_streams, remember_interrupts
 
+        remember_interrupts()
         open_streams()
         code = _run(arguments)
         sys.stdout.flush()
