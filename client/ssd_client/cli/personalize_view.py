@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
+from ssd_diffusion.terminal import stop_if_interrupted
 
 from ssd_client.cli.personalize_card import STAGE_TITLES, plain, sample_panel
 from ssd_client.cli.screen import ERR, OUT, bytes_text, facts
@@ -67,6 +68,7 @@ class View:
 
     def event(self, event: Event) -> None:
         """Take one step of progress."""
+        stop_if_interrupted()
         if "start" in self._tasks and self._progress is not None:
             self._progress.remove_task(self._tasks.pop("start"))
         if event.detail and "s1" not in event.detail:
