@@ -50,7 +50,6 @@ def test_a_stream_of_another_encoding_shows_what_it_can():
     assert (done.returncode, done.stdout) == (0, b"caf?\n")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals to oneself are another thing there")
 def test_a_ctrl_c_that_python_drops_is_raised_again_once():
     code = (
         "import os, signal, weakref\n"
