@@ -117,13 +117,12 @@ class LookaheadState:
         return self._after(ids[:taken].copy(), self._next(ids[taken:].copy(), taken, record.parents))
 
     def _next(self, tokens: I32, taken: int, parents: I32 | None) -> DraftTree:
+        if len(tokens) > self.width:  # before anything grows with what the other side sent
+            raise InvalidStep(f"the pass can draft {self.width} tokens, not {len(tokens)}")
         tree = DraftTree.chain(tokens) if parents is None else DraftTree(tokens, parents)
         most = min(self.window().ahead, self._room(self.start + taken))
-        if len(tree) > self.width or tree.height > most:
-            raise InvalidStep(
-                f"the pass can draft {self.width} tokens, {most} of them one behind the other; it drafted {len(tree)}, "
-                f"and {tree.height}"
-            )
+        if tree.height > most:
+            raise InvalidStep(f"the pass can draft {most} tokens one behind the other, not {tree.height}")
         return tree
 
     def _after(self, committed: I32, drafts: DraftTree) -> tuple[LookaheadState, I32]:

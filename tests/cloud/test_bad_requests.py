@@ -125,7 +125,7 @@ def test_wrong_drafts_are_refused(fake_engine, device_open, drafts, depth, one_w
 @pytest.mark.parametrize(
     ("ids", "accepted", "parents", "words"),
     [([], b"", b"", "commit 1 to 1"), ([5], b"\x00", b"\0", "commit 1 to 1"), ([5, 6], b"\x03", b"", "commit 1 to 1"),
-     ([5, 6, 7, 8, 9], b"\x01", b"\0\0\0\0", "can draft 3"), ([5, 6, 7, 8], b"\x01", b"\0\1\2", "2 of them one behind"),
+     ([5, 6, 7, 8, 9], b"\x01", b"\0\0\0\0", "can draft 3"), ([5, 6, 7, 8], b"\x01", b"\0\1\2", "2 tokens one behind"),
      ([5, 6], b"\x02", b"\0", "first tokens"), ([5, 6], b"", b"\0", "flags"), ([5, 6], b"\x01", b"", "1 drafts need"),
      ([5, 6], b"\x01", b"\1", "earlier draft"), ([5, 6, 6], b"\x01", b"\0\0", "different tokens")],
 )  # fmt: skip
