@@ -78,7 +78,8 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, data: Path, base: Pa
     assert 1.0 <= usual["tokens a pass"][0] <= 6.0
     assert usual["targets"] > 0
     report = (tmp_path / "docs" / "ablation.md").read_text()
-    assert report.count("\n| ") == 4
+    assert report.count("\n| ") == 4 + 3
+    assert "| no transition | " in report.split("Clear of zero")[1]
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["suite"] for row in rows] == ["ablation"] * 2
 

@@ -186,7 +186,7 @@ def _publish(done: Mapping[str, Mapping[str, Any]], options: Options, seconds: f
         "suite": SUITE, "command": machine.command(), "machine": machine.describe(),
         "variants": {name: _as_json(done[name], row) for name, row in table_of.items()},
     }  # fmt: skip
-    text = f"{head}\n{_table(done, table_of)}\n\n{_words()}\n"
+    text = f"{head}\n{_table(done, table_of)}\n\n{_words()}\n\n{_summary(table_of)}\n"
     rows = [_row(name, found["drafts"]) for name, found in table_of.items() if name != USUAL]
     return publish(
         Outcome(content, text), options.out / "ablation.md", rows=rows, results=options.results, with_json=True
@@ -214,17 +214,35 @@ def _cell(interval: Interval, name: str, variant: str) -> str:
     if variant == USUAL:
         return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
     shown = f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-    better = (interval.value > 0) == (name in _HIGHER)
-    return f"**{shown}**" if interval.clear_of_zero and better else shown
+    return f"**{shown}**" if interval.clear_of_zero and _is_better(interval, name) else shown
 
 
 def _words() -> str:
     return (
         "The first line is the usual variant's own values; the others are differences from it, bold where one is "
         "better and its interval clear of zero. Losses are better when lower, tokens a pass and the right side's gain "
-        "when higher. Tokens a pass are expected ones with up to 5 drafts and true text before each, for texts of "
-        "people, whose next word is harder to foresee than a model's own."
+        f"when higher. Tokens a pass are expected ones of a chain of {BLOCK - 1} drafts, one guess a position, with "
+        "true text before each, for texts of people, whose next word is harder to foresee than a model's own."
     )
+
+
+def _summary(found: Mapping[str, Mapping[str, Interval]]) -> str:
+    """A line for every variant: on which measures it is shown to be better, on which worse."""
+    lines = []
+    for name, row in found.items():
+        if name == USUAL:
+            continue
+        sides: dict[bool, list[str]] = {True: [], False: []}
+        for measured, interval in row.items():
+            if interval.clear_of_zero:
+                sides[_is_better(interval, measured)].append(measured)
+        better, worse = (", ".join(sides[side]) or "nothing" for side in (True, False))
+        lines.append([name, better, worse])
+    return f"Clear of zero:\n\n{table(['', 'better in', 'worse in'], lines)}"
+
+
+def _is_better(interval: Interval, measured: str) -> bool:
+    return (interval.value > 0) == (measured in _HIGHER)
 
 
 def _as_json(record: Mapping[str, Any], found: Mapping[str, Interval]) -> dict[str, Any]:
