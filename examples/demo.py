@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ROOT / "examples" / "harbour-and-pine"
 NAME = "harbour-and-pine"
 # Questions of examples/questions.jsonl whose reference answers stand only in the documents, from among those that the
-# packaged pair can answer: it does not answer them all, see docs/ensemble.md.
+# packaged pair can answer: it does not answer them all, see docs/personal.md.
 QUESTIONS = ("hp-052", "hp-027", "hp-028")
 NODE_READY_S = 300.0
 NODE_STOP_S = 30.0

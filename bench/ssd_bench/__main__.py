@@ -1,8 +1,7 @@
 """`python -m ssd_bench SUITE`: the one entry point of the benchmarks.
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
-does with them is its run: `ensemble_run`, `wire_run`, `floor_run`, `acceptance_run`,
-`personalize_run`, `personal.run`, `quality.run`, `ablation.run`.
+does with them is its run: `wire_run`, `floor_run`, `personalize_run`, `personal.run`, `quality.run`, `ablation.run`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ from ssd_bench.console import console
 
 if TYPE_CHECKING:
     from ssd_bench.runs import Outcome
-
-WHOLE_MINUTES = 45.0
-"""How long the ensemble suite may begin new questions when all suites run."""
 
 app = typer.Typer(
     help="Benchmarks: what is measured, against what, on this machine.",
@@ -50,34 +46,6 @@ def _main(context: typer.Context) -> None:
     """Benchmarks of ssd2; without a suite, those that need nothing but an expert and the sample folder."""
     if context.invoked_subcommand is None:
         wire()
-        acceptance()
-        ensemble(max_minutes=WHOLE_MINUTES)
-
-
-@app.command()
-def ensemble(
-    home: Home = None,
-    expert: Expert = None,
-    core: Core = "packaged",
-    examples: Examples = Path("examples"),
-    limit: Limit = None,
-    stretches: Annotated[int, typer.Option(min=0, help="Stretches of held-out documents at most.")] = 60,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 24,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    max_minutes: Minutes = None,
-    out: Out = Path("docs"),
-    results: Results = Path("bench/results.json"),
-    records: Annotated[Path | None, typer.Option(help="File of single measurements, continued if it fits.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Core alone, expert alone and both, by diffusion and autoregressively, on the sample folder's questions."""
-    from ssd_bench import ensemble_run as suite
-
-    options = suite.Options(
-        home=home or default_home(), expert=expert, core=core, examples=examples, limit=limit, stretches=stretches,
-        max_tokens=max_tokens, seed=seed, max_minutes=max_minutes, out=out, results=results, records=records,
-    )  # fmt: skip
-    _show(suite.run(options), as_json)
 
 
 @app.command()
@@ -126,32 +94,6 @@ def floor(
     options = suite.Options(
         data=data, home=home or default_home(), core=core, documents=documents, order=order, seed=seed,
         out=out, results=results,
-    )  # fmt: skip
-    _show(suite.run(options), as_json)
-
-
-@app.command()
-def acceptance(
-    home: Home = None,
-    core: Core = "packaged",
-    steps: Annotated[list[int] | None, typer.Option(min=1, help="Points of the step grid; may be repeated.")] = None,
-    budget: Annotated[
-        list[float] | None, typer.Option(min=0.0, help="Nats a pass may accept; may be repeated.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts at most.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 48,
-    block: Annotated[int, typer.Option(min=1, help="Open positions.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of noise and draws.")] = 0,
-    out: Out = Path("docs"),
-    results: Results = Path("bench/results.json"),
-    as_json: AsJson = False,
-) -> None:
-    """Tokens a pass against judged likelihood, for grids and entropy budgets; what the defaults are chosen by."""
-    from ssd_bench import acceptance_run as suite
-
-    options = suite.Options(
-        home=home or default_home(), core=core, steps=steps or (), budgets=budget or (), limit=limit,
-        max_tokens=max_tokens, block=block, seed=seed, out=out, results=results,
     )  # fmt: skip
     _show(suite.run(options), as_json)
 

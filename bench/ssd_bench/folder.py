@@ -1,14 +1,11 @@
-"""The sample folder's questions and documents. Knows its layout: questions.jsonl beside one folder of documents."""
+"""The sample folder's questions. Knows the layout of their file; the documents lie in a folder beside it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from ssd_client.documents.extract import Limits, Skip, extract
-
-from ssd_bench.ensemble import Document, Question
+from ssd_bench.items import Question
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -29,29 +26,3 @@ def read_questions(path: Path) -> list[Question]:
         ]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no questions ({error}); give --examples the sample folder") from error
-
-
-def read_documents(folder: Path, paths: Sequence[str]) -> list[Document]:
-    """The named documents, wherever under the folder their files lie, read as the device reads them.
-
-    Args:
-        folder: the sample folder.
-        paths: as an expert's card names them; "FILE#PART" for a mail in a mailbox. Missing ones are left out.
-    """
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    found = []
-    for wanted in paths:
-        name, _, part = wanted.partition("#")
-        matches = [p for p in files if p.relative_to(folder).as_posix() == name or p.as_posix().endswith("/" + name)]
-        text = _text(matches[0], part) if matches else None
-        if text is not None:
-            found.append(Document(wanted, text))
-    return found
-
-
-def _text(path: Path, part: str) -> str | None:
-    try:
-        parts = extract(path.name, path.read_bytes(), Limits()).parts
-    except Skip:
-        return None
-    return next((one.text for one in parts if one.part == part), None)

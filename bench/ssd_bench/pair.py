@@ -22,8 +22,6 @@ from ssd_kernels.types import I32
 
 System = Literal["core", "expert", "ensemble"]
 DecoderKind = Literal["diffusion", "ar"]
-SYSTEMS: tuple[System, ...] = ("core", "expert", "ensemble")
-DECODERS: tuple[DecoderKind, ...] = ("diffusion", "ar")
 
 Retrieve = Callable[[str], Sequence[Passage]]
 
@@ -38,8 +36,6 @@ class Pair:
         tokenizer: shared.
         weights: lambda and alpha as the expert's card has them.
         retrieve: passages for a text, best first.
-        name: the expert's name.
-        held_out: paths of the documents that the expert did not learn from.
         about: settings of expert and core, for the report.
     """
 
@@ -48,8 +44,6 @@ class Pair:
     tokenizer: Tokenizer
     weights: Weights
     retrieve: Retrieve
-    name: str
-    held_out: tuple[str, ...] = ()
     about: str = ""
 
     @property
@@ -114,7 +108,6 @@ def open_pair(home: Path, *, expert: str | None = None, core: str = "packaged", 
 
     opened = open_expert(Store(home), expert)
     card = opened.card
-    held_out = card.hyperparameters.get("heldout_documents", [])
     engine = load(resolve(core, home), slots=1, batch_width=1, threads=None)
     about = (
         f"Core {engine.spec.model_id}; expert {card.name} on {opened.engine.spec.model_id}, {card.documents} "
@@ -126,7 +119,5 @@ def open_pair(home: Path, *, expert: str | None = None, core: str = "packaged", 
         tokenizer=opened.tokenizer,
         weights=Weights(lam=card.lam, alpha=card.alpha),
         retrieve=lambda text: find_passages(opened.folder, home, text, passages),
-        name=card.name,
-        held_out=tuple(str(path) for path in held_out),
         about=about,
     )

@@ -32,12 +32,6 @@ def _inside_number(text: str, i: int) -> bool:
     return text[i] in ".:" and 0 < i < len(text) - 1 and text[i - 1].isdigit() and text[i + 1].isdigit()
 
 
-def exact_match(prediction: str, accepted: Iterable[str]) -> bool:
-    """True when the whole prediction is one of the accepted answers, after normalisation."""
-    said = normalise(prediction)
-    return any(said == normalise(answer) for answer in accepted)
-
-
 def contains(prediction: str, accepted: Iterable[str]) -> bool:
     """True when an accepted answer stands in the prediction, whole words, after normalisation."""
     said = f" {normalise(prediction)} "

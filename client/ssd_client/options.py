@@ -31,7 +31,7 @@ DecoderName = Literal["diffusion", "ar", "ssdlm"]
 SSDLM_STEPS = 50
 USUAL_DRAFTS = 6  # eight save hardly a pass more and cost a quarter more bytes
 _FEW = 8  # up to here a fourth position ahead costs more rows than it saves passes
-WINDOW_STEPS = 1  # chosen by measurement, docs/acceptance.md: lower noise levels cost the packaged core likelihood
+WINDOW_STEPS = 1  # chosen by measurement, docs/quality.md: lower noise levels cost the packaged core likelihood
 _DECODERS: dict[DecoderName, ssd_pb2.Decoder.ValueType] = {
     "diffusion": ssd_pb2.DECODER_WINDOW,
     "ar": ssd_pb2.DECODER_AUTOREGRESSIVE,

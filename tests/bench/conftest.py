@@ -34,7 +34,5 @@ def tiny_pair(tiny_folders):
         tokenizer=Tokenizer.load(core),
         weights=Weights(lam=0.4, alpha=0.5),
         retrieve=lambda _: notes,
-        name="tiny",
-        held_out=("handbook/keys.md", "handbook/tide.md"),
         about="Tiny and random.",
     )

@@ -32,7 +32,6 @@ def test_wire_on_synthetic_logits(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("ensemble", "--examples", "nowhere"), 2, "no questions"),
         (("floor", "--data", "nowhere"), 2, "data build"),
         (("wire", "--synthetic-only", "--codec", "morse"), 2, "morse"),
         (("wire", "--synthetic-only", "--passes", "0"), 2, "nothing is left"),
@@ -55,11 +54,11 @@ def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, cod
 
 def test_no_suite_runs_them_in_turn(monkeypatch, capsys):
     called = []
-    for name in ("wire", "acceptance", "ensemble"):
+    for name in ("wire",):
         monkeypatch.setattr(cli, name, lambda *, _name=name, **options: called.append((_name, options)))
     code, _ = run(monkeypatch, capsys)
     assert code == 0
-    assert called == [("wire", {}), ("acceptance", {}), ("ensemble", {"max_minutes": cli.WHOLE_MINUTES})]
+    assert called == [("wire", {})]
 
 
 def test_a_reports_command_names_no_folder_of_this_machine(monkeypatch):

@@ -45,29 +45,20 @@ def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_ensemble_and_wire_on_a_registered_expert(made, tmp_path):
+def test_wire_on_a_registered_expert(made, tmp_path):
     home, examples, core = made
     shared = ("--home", home, "--examples", examples, "--core", core, "--out", tmp_path, "--json")
-    done = run("ensemble", *shared, "--max-tokens", 4, "--stretches", 2, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
-    assert content["counts"] == {"question": 2, "document": 2}
-    assert {line["decoder"] for line in content["lines"]} == {"diffusion", "ar", "diffusion - autoregressive"}
-    assert (tmp_path / "ensemble.png").is_file()
-    assert (tmp_path / "ensemble.md").read_text().startswith("# Does the ensemble help?")
-    again = run("ensemble", *shared, "--max-tokens", 4, "--stretches", 2, "--max-minutes", 0, folder=tmp_path)
-    assert json.loads(again.stdout)["records"] == content["records"]  # all from the file of the first run
     done = run("wire", *shared, "--limit", 1, "--max-tokens", 6, "--passes", 0, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [p["name"] for p in json.loads(done.stdout)["parts"]] == ["Default decode"]
     rows = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
-    assert {row["suite"] for row in rows} == {"ensemble", "wire"}
+    assert {row["suite"] for row in rows} == {"wire"}
 
 
 @pytest.mark.slow
 def test_no_expert_is_one_sentence(tmp_path, made):
     _, examples, core = made
-    done = run("ensemble", "--home", tmp_path, "--examples", examples, "--core", core, folder=tmp_path)
+    done = run("wire", "--home", tmp_path, "--examples", examples, "--core", core, folder=tmp_path)
     assert done.returncode == 2
     assert "there is no expert yet" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from ssd_bench.text import contains, distinct_n, exact_match, normalise, token_f1, unigram_entropy
+from ssd_bench.text import contains, distinct_n, normalise, token_f1, unigram_entropy
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,6 @@ from ssd_bench.text import contains, distinct_n, exact_match, normalise, token_f
 )
 def test_normalise(raw, clean):
     assert normalise(raw) == clean
-
-
-def test_exact_match():
-    assert exact_match("The Kestrel.", ["kestrel", "falcon"])
-    assert not exact_match("It is the kestrel", ["kestrel"])
-    assert not exact_match("", ["kestrel"])
 
 
 def test_contains_whole_words():

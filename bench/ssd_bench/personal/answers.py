@@ -17,7 +17,7 @@ from ssd_client.prompt import Contexts, build_contexts, parse_prompt
 from ssd_diffusion.ensemble import Weights
 from ssd_diffusion.models.engine import TorchEngine
 
-from ssd_bench.ensemble import Question
+from ssd_bench.items import Question
 from ssd_bench.lines import JsonRecord, LineFile
 from ssd_bench.pair import DecoderKind
 from ssd_bench.personal.experts import Model, Trio

@@ -19,7 +19,7 @@ import numpy as np
 from ssd_client.documents import Document
 from ssd_cloud.corpus.facts import about
 
-from ssd_bench.ensemble import Question
+from ssd_bench.items import Question
 
 _HEADING = re.compile(r"^# (?:Internal: )?(?P<of>(?!\w+ing )[A-Z][\w&()'-]* [\w&()' -]+?): .+", re.M)
 _BULLET = re.compile(r"^[-*] \**(?P<key>[A-Z][A-Za-z -]{3,40}?)(?:\**:|:\**) +(?P<value>[^\n]{1,40})$", re.M)

@@ -20,8 +20,7 @@ from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_kernels.types import I32
 
-from ssd_bench import ensemble
-from ssd_bench.ensemble import Stretch, with_notes
+from ssd_bench.items import Stretch, stretches_of, with_notes
 from ssd_bench.lines import JsonRecord, LineFile
 from ssd_bench.personal.experts import Trio
 from ssd_bench.personal.reading import LEVELS, MEASURES, Measure, Reading, truth
@@ -54,7 +53,7 @@ def items(tokenizer: Tokenizer, documents: Sequence[Document], part: Part, *, li
     """Stretches of a part, one of each document and then a second one, until there are enough."""
     of_each = []
     for document in documents:
-        found = ensemble.stretches_of(tokenizer, [ensemble.Document(document.path, document.text)])
+        found = stretches_of(tokenizer, document.path, document.text)
         order = np.random.default_rng([seed, len(found)]).permutation(len(found)).tolist()
         of_each.append([found[i] for i in order])
     turns = [one[turn] for turn in range(max(map(len, of_each), default=0)) for one in of_each if turn < len(one)]

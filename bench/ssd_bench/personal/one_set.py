@@ -14,8 +14,8 @@ from ssd_client.personalize.corpus import Corpus, build_corpus
 from ssd_diffusion.ensemble import Weights
 
 from ssd_bench.console import progress
-from ssd_bench.ensemble import Question
 from ssd_bench.folder import read_questions
+from ssd_bench.items import Question
 from ssd_bench.lines import JsonRecord, LineFile
 from ssd_bench.personal import answers, asking, cloze, curve, figures, heldout, recall
 from ssd_bench.personal.experts import Trio
