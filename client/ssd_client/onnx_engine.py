@@ -109,7 +109,7 @@ class OnnxEngine(SlotEngine[F32]):
         ])  # fmt: skip
         layout = pass_layout(slot.cached, slot.pending, window.u)
         logits = self._run(slot, embeds, layout, slot.pending, slot.pending, block)
-        slot.sc_out, slot.sc_out_start = softmax_embed(logits, maps.table), window.start
+        slot.sc_out, slot.sc_out_start = softmax_embed(logits, maps.whole), window.start
         return logits
 
     def _look_ahead(self, slot: Slot[F32], window: Window, parents: I32) -> F32:

@@ -11,9 +11,11 @@ Knows one row at a time; nothing about networks, files, slots or sampling.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from ssd_kernels.simplex import renoise_embed
+from ssd_kernels.tables import WholeTable
 from ssd_kernels.types import F32, I32, I64, Bool, TokenSets
 
 from ssd_diffusion.draft_tree import lineage
@@ -99,7 +101,7 @@ def tree_path(parents: I32) -> Bool:
     return path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class InputMaps:
     """The maps from tokens, distributions and noise levels to input embeddings.
 
@@ -116,6 +118,11 @@ class InputMaps:
     w_diff: F32
     w_time: F32
     w_time_bias: F32
+
+    @cached_property
+    def whole(self) -> WholeTable:
+        """The table that distributions are embedded by; made when the first one is."""
+        return WholeTable(self.table)
 
     def embed(self, tokens: I32) -> F32:
         """Clean tokens of the context, as the base embeds them. [n, H]"""
@@ -159,7 +166,7 @@ class InputMaps:
         mixed = np.broadcast_to(self.mean, conditioning.shape).copy()
         partly = np.flatnonzero((u > 0.0) & (u < 1.0))
         if len(partly):
-            noised = embed_noised(window, partly, self.table, simplex_k=simplex_k, schedule_s=schedule_s)
+            noised = embed_noised(window, partly, self.whole, simplex_k=simplex_k, schedule_s=schedule_s)
             mixed[partly] = (noised + conditioning[partly]) / 2
         out: F32 = np.asarray(mixed @ self.w_diff.T + u[:, None] * self.w_time + self.w_time_bias, dtype=np.float32)
         clean = np.flatnonzero(u == 0.0)
@@ -167,13 +174,13 @@ class InputMaps:
         return out
 
 
-def embed_noised(window: Window, partly: I64, table: F32, *, simplex_k: float, schedule_s: float) -> F32:
+def embed_noised(window: Window, partly: I64, table: F32 | WholeTable, *, simplex_k: float, schedule_s: float) -> F32:
     """softmax(x_t) E at some positions of a window. [n, H]
 
     Args:
         window: the window.
         partly: which of its positions, 0 .. B - 1. [n]
-        table: input embeddings E. [V, H]
+        table: input embeddings E, plain or in whole numbers. [V, H]
         simplex_k: K of the simplex.
         schedule_s: s of the cosine schedule.
     """

@@ -14,8 +14,11 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def kernel(function: F) -> F:
-    """Compile for one core, without the interpreter's lock, cached on disk; arithmetic as numpy's (no exceptions)."""
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    """Compile for one core, without the interpreter's lock, cached on disk; arithmetic as numpy's (no exceptions).
+
+    A product and the sum it goes into may round once (fused multiply-add), in no other order than written.
+    """
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function))
 
 
 def inline(function: F) -> F:

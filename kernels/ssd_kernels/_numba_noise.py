@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from ssd_kernels._jit import kernel
+from ssd_kernels._numba_math import minus_log, turn
 from ssd_kernels.philox import U32
 from ssd_kernels.types import F32, I32
 
@@ -20,7 +21,9 @@ _W1 = np.uint64(0xBB67AE85)
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _UNIT = 2.0**-32
-_TURN = 2.0 * math.pi * 2.0**-32
+_TWO = np.float32(2.0)
+_PIECE = 512
+"""Counters at a time."""
 
 
 @kernel
@@ -52,26 +55,55 @@ def philox_rows(counter: U32, k0: np.uint64, k1: np.uint64, out: U32) -> None:
 
 
 @kernel
-def pair(x: np.uint64, y: np.uint64) -> tuple[float, float]:
-    """Box-Muller on two words."""
-    radius = math.sqrt(-2.0 * math.log((float(x) + 0.5) * _UNIT))
-    angle = (float(y) + 0.5) * _TURN
-    return radius * math.cos(angle), radius * math.sin(angle)
+def _words(
+    first: int, position: np.uint64, step: np.uint64, word: np.uint64, k0: np.uint64, k1: np.uint64, out: U32
+) -> None:
+    """The words of consecutive counters from `first` on, one output word a row. [4, n]"""
+    for j in range(out.shape[1]):
+        c0, c1, c2, c3, a, b = np.uint64(first + j), position, step, word, k0, k1
+        for _ in range(10):
+            p0 = c0 * _M0
+            p1 = c2 * _M1
+            c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ a, p1 & _MASK, (p0 >> _SHIFT) ^ c3 ^ b, p0 & _MASK
+            a = (a + _W0) & _MASK
+            b = (b + _W1) & _MASK
+        out[0, j], out[1, j], out[2, j], out[3, j] = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+
+
+@kernel
+def box_muller(x: U32, y: U32, z: F32) -> None:
+    """Normals of pairs of words. [n], [n] to [2, n]"""
+    for j in range(x.shape[0]):
+        radius = np.sqrt(_TWO * minus_log(x[j]))
+        cosine, sine = turn(y[j])
+        z[0, j] = radius * cosine
+        z[1, j] = radius * sine
+
+
+@kernel
+def normal_row(k0: np.uint64, k1: np.uint64, position: np.uint64, step: np.uint64, word: np.uint64, out: F32) -> None:
+    """The normals of one position, [V], a piece after the other, each of a size that stays in the nearest cache."""
+    vocab = out.shape[0]
+    x = np.empty((4, _PIECE), np.uint32)
+    z = np.empty((4, _PIECE), np.float32)
+    for first in range(0, (vocab + 3) // 4, _PIECE):
+        _words(first, position, step, word, k0, k1, x)
+        box_muller(x[0], x[1], z[:2])
+        box_muller(x[2], x[3], z[2:])
+        start = 4 * first
+        whole = min(_PIECE, (vocab - start) // 4)
+        for j in range(whole):
+            for lane in range(4):
+                out[start + 4 * j + lane] = z[lane, j]
+        for v in range(start + 4 * whole, min(vocab, start + 4 * _PIECE)):
+            out[v] = z[v % 4, whole]
 
 
 @kernel
 def normal_rows(k0: np.uint64, k1: np.uint64, positions: U32, step: np.uint64, word: np.uint64, out: F32) -> None:
     """One row of normals for each position, [B, V]."""
-    vocab = out.shape[1]
-    z = np.empty(4, np.float64)
     for b in range(out.shape[0]):
-        position = np.uint64(positions[b])
-        for j in range((vocab + 3) // 4):
-            x0, x1, x2, x3 = philox(np.uint64(j), position, step, word, k0, k1)
-            z[0], z[1] = pair(x0, x1)
-            z[2], z[3] = pair(x2, x3)
-            for lane in range(min(4, vocab - 4 * j)):
-                out[b, 4 * j + lane] = z[lane]
+        normal_row(k0, k1, np.uint64(positions[b]), step, word, out[b])
 
 
 @kernel

