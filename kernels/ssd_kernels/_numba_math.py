@@ -78,20 +78,33 @@ def exp64(x: float) -> float:
 
 
 @inline
-def minus_log(word: np.uint32) -> np.float32:
-    """-ln((word + 1/2) 2^-32) in float32, within 2 ulps. Near 1 from the complement, so that nothing cancels."""
-    near_one = word >= _ROOT_HALF
-    rest = (_F(word ^ _ALL) + _HALF) * _UNIT
-    unit = (_F(word) + _HALF) * _UNIT
-    bits = np.float32(unit).view(np.int32)
-    exponent = _I(0) if near_one else (bits - _ROOT_HALF_BITS) >> _MANTISSA
-    f = -rest if near_one else np.int32(bits - (exponent << _MANTISSA)).view(np.float32) - _ONE
+def _log_of(f: np.float32, exponent: np.int32) -> np.float32:
+    """ln((1 + f) 2^exponent) for 1 + f between the roots of 1/2 and 2."""
     z, e = f * f, _F(exponent)
     p = (((_L0 * f + _L1) * f + _L2) * f + _L3) * f + _L4
     p = (((p * f + _L5) * f + _L6) * f + _L7) * f + _L8
     y = p * f * z + e * _LN2_LOW
     y = y - _HALF * z
-    return -(f + y + e * _LN2_HIGH)
+    return f + y + e * _LN2_HIGH
+
+
+@inline
+def log32(x: np.float32) -> np.float32:
+    """ln x of a float32 that is positive and normal, within 2 ulps or 1e-7."""
+    bits = np.float32(x).view(np.int32)
+    exponent = (bits - _ROOT_HALF_BITS) >> _MANTISSA
+    return _log_of(np.int32(bits - (exponent << _MANTISSA)).view(np.float32) - _ONE, exponent)
+
+
+@inline
+def minus_log(word: np.uint32) -> np.float32:
+    """-ln((word + 1/2) 2^-32) in float32, within 2.5 ulps. Near 1 from the complement, so that nothing cancels."""
+    near_one = word >= _ROOT_HALF
+    rest = (_F(word ^ _ALL) + _HALF) * _UNIT
+    bits = np.float32((_F(word) + _HALF) * _UNIT).view(np.int32)
+    exponent = _I(0) if near_one else (bits - _ROOT_HALF_BITS) >> _MANTISSA
+    f = -rest if near_one else np.int32(bits - (exponent << _MANTISSA)).view(np.float32) - _ONE
+    return -_log_of(f, exponent)
 
 
 @inline

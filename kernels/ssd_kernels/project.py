@@ -12,15 +12,15 @@ import numpy as np
 
 from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.errors import InvalidInput
-from ssd_kernels.noise import check_counter, counter_word, gumbels_at
-from ssd_kernels.philox import split_key
+from ssd_kernels.noise import check_counter, gumbels_at, kernel_counter
+from ssd_kernels.threads import over_rows
 from ssd_kernels.types import F32, I32, I64, Bool, Purpose, TokenSets
 
 WEIGHT_SCALE = 2.0**45
 
 
-def _rows(logp: F32) -> F32:
-    """The rows as contiguous float32 [B, V], refused where they say nothing."""
+def _rows(logp: F32) -> tuple[F32, F32]:
+    """The rows as contiguous float32 [B, V] and the largest value of each, refused where they say nothing."""
     logp = np.ascontiguousarray(logp, dtype=np.float32)
     if logp.ndim != 2 or logp.shape[1] == 0:
         raise InvalidInput(f"A projection needs rows of the shape [B, V], not {logp.shape}.")
@@ -31,7 +31,7 @@ def _rows(logp: F32) -> F32:
             f"Row {int(bad[0])} of the log-probabilities holds NaN or infinite values, so no token can be chosen: "
             "check the model's weights."
         )
-    return logp
+    return logp, peak
 
 
 def _check(top_p: float, temperature: float) -> None:
@@ -52,7 +52,7 @@ def greedy(logp: F32, *, backend: BackendName | None = None) -> TokenSets:
         InvalidInput: a row with NaN, +inf or nothing finite.
     """
     resolve(backend)
-    return TokenSets.single(_rows(logp).argmax(axis=1).astype(np.int32))
+    return TokenSets.single(_rows(logp)[0].argmax(axis=1).astype(np.int32))
 
 
 def nucleus_mask(logp: F32, top_p: float, *, temperature: float = 1.0, backend: BackendName | None = None) -> Bool:
@@ -64,14 +64,14 @@ def nucleus_mask(logp: F32, top_p: float, *, temperature: float = 1.0, backend: 
     _check(top_p, temperature)
     if temperature == 0.0:
         raise InvalidInput("A nucleus needs a temperature above 0; temperature 0 is the greedy choice.")
-    logp = _rows(logp)
+    logp, peak = _rows(logp)
     if top_p >= 1.0:
         return np.asarray(~np.isneginf(logp))
     mask = np.zeros(logp.shape, np.bool_)
     if resolve(backend) == "numba":
-        from ssd_kernels import _numba_rows
+        from ssd_kernels import _numba_nucleus
 
-        _numba_rows.nucleus_rows(logp, top_p, temperature, mask)
+        over_rows(len(logp), lambda a, b: _numba_nucleus.nucleus_rows(a, b, logp, peak, top_p, temperature, mask))
         return mask
     for row, out in zip(logp, mask, strict=True):
         order = np.argsort(-row, kind="stable")
@@ -141,13 +141,20 @@ def sample(
     _check(top_p, temperature)
     if temperature == 0.0:
         return greedy(logp)
-    logp = _rows(logp)
+    logp, peak = _rows(logp)
     rows = check_counter(positions, step, logp.shape[1])
     if len(rows) != len(logp):
         raise InvalidInput(f"A draw needs one position for each of the {len(logp)} rows, not {len(rows)}.")
-    split_key(draw_key), counter_word(purpose, block)
-    mask = nucleus_mask(logp, top_p, temperature=temperature, backend=backend)
+    counter = kernel_counter(draw_key, positions, step=step, block=block, vocab=logp.shape[1], purpose=purpose)
     chosen = np.empty(len(rows), np.int32)
+    if resolve(backend) == "numba":
+        from ssd_kernels import _numba_nucleus
+
+        over_rows(
+            len(logp), lambda a, b: _numba_nucleus.sample_rows(a, b, logp, peak, top_p, temperature, *counter, chosen)
+        )
+        return TokenSets.single(chosen)
+    mask = nucleus_mask(logp, top_p, temperature=temperature, backend=backend)
     for i, position in enumerate(rows):
         ids = np.flatnonzero(mask[i]).astype(np.int32)
         g = gumbels_at(draw_key, ids, int(position), step=step, block=block, purpose=purpose)

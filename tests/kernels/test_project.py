@@ -96,6 +96,26 @@ def test_sample_is_gumbel_max_over_the_nucleus(backend):
     assert other.ids.tolist() != got.ids.tolist()
 
 
+@given(
+    rows=st.one_of(SMOOTH, TIED), top_p=st.floats(0.01, 1.0), temperature=st.sampled_from([0.1, 0.7, 2.5]),
+    key=st.integers(0, 2**64 - 1), step=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+@settings(max_examples=100)
+def test_draws_equal_on_backends(rows, top_p, temperature, key, step):
+    args = dict(top_p=top_p, temperature=temperature, draw_key=key, positions=pos(len(rows)), step=step, block=5)
+    a, b = (sample(rows, backend=name, **args) for name in ("numpy", "numba"))
+    assert a.ids.tolist() == b.ids.tolist()
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.5, 5.0])
+def test_draws_equal_on_backends_at_size(scale):
+    rows = log_softmax((np.random.default_rng(2).normal(size=(8, 49_152)) * scale).astype(np.float32))
+    args = dict(top_p=0.95, temperature=0.8, draw_key=KEY, positions=pos(8), block=1)
+    for step in range(5):
+        a, b = (sample(rows, step=step, backend=name, **args) for name in ("numpy", "numba"))
+        assert a.ids.tolist() == b.ids.tolist()
+
+
 def test_draws_follow_the_probabilities(backend):
     """4,000 draws of one row: chi-square against the renormalised nucleus."""
     n, temperature = 4000, 1.3
