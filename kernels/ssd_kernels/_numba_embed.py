@@ -12,12 +12,12 @@ import numpy as np
 from ssd_kernels._jit import kernel
 from ssd_kernels._numba_math import exp32
 from ssd_kernels._numba_noise import normal_row
+from ssd_kernels._numba_rows import LANES, largest
 from ssd_kernels.philox import U32
 from ssd_kernels.tables import HEAVY, LEVELS, U8
 from ssd_kernels.types import F32, F64, I32
 
-_LANES = 512
-_ZERO, _HALF, _LOWEST = np.float32(0.0), np.float32(0.5), np.float32(-3.0e38)
+_ZERO, _HALF = np.float32(0.0), np.float32(0.5)
 _HIGH, _LOW = np.int32(8), np.int32(255)
 
 
@@ -67,14 +67,18 @@ def weigh(x: F32, high: U8, low: U8, heavy: I32, weights: F32, sums: F64) -> Non
     """Softmax weights of one row, whose largest is 1 before they are scaled. `x` is overwritten.
 
     Outputs: high and low bytes of the light tokens [V]; ids and weights of the heavy ones [HEAVY]; and
-    [total, weight of one whole number, count of heavy ones]. A row that holds NaN has the total NaN.
+    [total, weight of one whole number, count of heavy ones]. All NaN for a row with NaN or nothing finite.
     """
-    total = _exponentials(x, _largest(x))
+    total = _exponentials(x, largest(x))
+    if total != total:
+        high[:], low[:] = 0, 0
+        sums[:] = total
+        return
     edge = np.float32(total / HEAVY)
     scale = np.float32(LEVELS / (total / HEAVY))
     count = 0
-    for start in range(0, x.shape[0], _LANES):
-        part = x[start : start + _LANES]
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
         if _above(part, edge):
             for v in range(part.shape[0]):
                 if part[v] > edge:
@@ -99,30 +103,16 @@ def _above(x: F32, edge: np.float32) -> bool:
 
 
 @kernel
-def _largest(x: F32) -> np.float32:
-    """Largest value that is not NaN."""
-    lanes = np.full(_LANES, _LOWEST)
-    for start in range(0, x.shape[0], _LANES):
-        part = x[start : start + _LANES]  # a slice, so that no index can be negative and the loop is vectorised
-        for lane in range(part.shape[0]):
-            lanes[lane] = part[lane] if part[lane] > lanes[lane] else lanes[lane]
-    top = _LOWEST
-    for lane in range(_LANES):
-        top = lanes[lane] if lanes[lane] > top else top
-    return top
-
-
-@kernel
 def _exponentials(x: F32, top: np.float32) -> float:
     """x becomes e^(x - top); returns the sum, of lanes that are added up in float32 and then to one in float64."""
     for v in range(x.shape[0]):
         x[v] = exp32(x[v] - top)
-    lanes = np.zeros(_LANES, np.float32)
-    for start in range(0, x.shape[0], _LANES):
-        part = x[start : start + _LANES]
+    lanes = np.zeros(LANES, np.float32)
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
         for lane in range(part.shape[0]):
             lanes[lane] += part[lane]
     total = 0.0
-    for lane in range(_LANES):
+    for lane in range(LANES):
         total += float(lanes[lane])
     return total

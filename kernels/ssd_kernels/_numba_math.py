@@ -45,21 +45,22 @@ _LEAST_64 = -708.0
 @inline
 def exp32(x: np.float32) -> np.float32:
     """e^x of a float32 x <= 0, within 2 ulps; e^-87 below -87."""
-    x = _LEAST if x < _LEAST else x
-    n: np.float32 = np.floor(x * _LOG2E + _HALF)
-    r = x - n * _LN2_HIGH
+    y = x if x > _LEAST else _LEAST
+    n: np.float32 = np.floor(y * _LOG2E + _HALF)
+    r = y - n * _LN2_HIGH
     r = r - n * _LN2_LOW
     p = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
     p = p * (r * r) + r + _ONE
-    return p * np.int32((_I(n) + _BIAS) << _MANTISSA).view(np.float32)
+    p = p * np.int32((_I(n) + _BIAS) << _MANTISSA).view(np.float32)
+    return p if x == x else x  # NaN; it was left out above, since as a whole number it is nothing
 
 
 @inline
 def exp64(x: float) -> float:
-    """e^x of a float64 x <= 0, within 2 ulps; e^-708 below -708."""
-    x = _LEAST_64 if x < _LEAST_64 else x
-    n: float = np.floor(x * _LOG2E_64 + 0.5)
-    r = x - n * _LN2_HIGH_64
+    """e^x of a float64 x <= 700, within 2 ulps; e^-708 below -708."""
+    y = x if x > _LEAST_64 else _LEAST_64
+    n: float = np.floor(y * _LOG2E_64 + 0.5)
+    r = y - n * _LN2_HIGH_64
     r = r - n * _LN2_LOW_64
     p = 1.0 / 6227020800.0
     p = p * r + 1.0 / 479001600.0
@@ -74,7 +75,8 @@ def exp64(x: float) -> float:
     p = p * r + 1.0 / 6.0
     p = p * r + 0.5
     p = p * (r * r) + r + 1.0
-    return p * float(np.int64((_L(n) + _L(1023)) << _L(52)).view(np.float64))
+    p = p * float(np.int64((_L(n) + _L(1023)) << _L(52)).view(np.float64))
+    return p if x == x else x
 
 
 @inline

@@ -31,7 +31,7 @@ def nucleus_rows(first: int, last: int, logp: F32, peak: F32, top_p: float, temp
     """The nucleus of the rows first .. last - 1, whose largest values are known; the mask [B, V] comes as zeros."""
     weights, ids = np.empty(logp.shape[1], np.int64), np.empty(logp.shape[1], np.int32)
     for b in range(first, last):
-        count = _nucleus(logp[b], float(peak[b]), top_p, temperature, weights, ids)
+        count = nucleus(logp[b], float(peak[b]), top_p, temperature, weights, ids)
         for n in range(count):
             mask[b, ids[n]] = True
 
@@ -56,13 +56,13 @@ def sample_rows(
     weights, ids, scores = np.empty(vocab, np.int64), np.empty(vocab, np.int32), np.empty(vocab, np.float64)
     words = np.empty(vocab, np.uint32)
     for b in range(first, last):
-        count = _nucleus(logp[b], float(peak[b]), top_p, temperature, weights, ids)
+        count = nucleus(logp[b], float(peak[b]), top_p, temperature, weights, ids)
         _words_at(ids[:count], k0, k1, np.uint64(positions[b]), step, word, words)
         chosen[b] = _highest(logp[b], temperature, ids[:count], words, scores)
 
 
 @kernel
-def _nucleus(row: F32, peak: float, top_p: float, temperature: float, weights: I64, ids: I32) -> int:
+def nucleus(row: F32, peak: float, top_p: float, temperature: float, weights: I64, ids: I32) -> int:
     """Puts the ids of the nucleus of one row to the front of `ids` and returns how many there are."""
     if top_p >= 1.0:
         return _possible(row, ids)

@@ -10,6 +10,7 @@ import numpy as np
 from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.errors import InvalidInput
 from ssd_kernels.project import nucleus_mask
+from ssd_kernels.threads import over_rows
 from ssd_kernels.types import F32, F64
 
 
@@ -28,8 +29,8 @@ def log_softmax(logits: F32, *, backend: BackendName | None = None) -> F32:
         from ssd_kernels import _numba_rows
 
         out = np.empty_like(logits)
-        v = logits.shape[-1]
-        _numba_rows.log_softmax_rows(logits.reshape(-1, v), out.reshape(-1, v))
+        rows, outs = logits.reshape(-1, logits.shape[-1]), out.reshape(-1, logits.shape[-1])
+        over_rows(len(rows), lambda first, last: _numba_rows.log_softmax_rows(first, last, rows, outs))
         return out
     return log_softmax_f64(logits).astype(np.float32)
 
@@ -57,7 +58,7 @@ def entropy(logp: F32, *, backend: BackendName | None = None) -> F32:
         from ssd_kernels import _numba_rows
 
         out = np.empty(len(logp), np.float32)
-        _numba_rows.entropy_rows(logp, out)
+        over_rows(len(logp), lambda first, last: _numba_rows.entropy_rows(first, last, logp, out))
         return out
     x = logp.astype(np.float64)
     return np.asarray(-np.where(np.isneginf(x), 0.0, np.exp(x) * np.where(np.isneginf(x), 0.0, x)).sum(axis=-1)).astype(
@@ -116,6 +117,8 @@ def fuse(
         return log_softmax(rows[0], backend=backend)
     lam = 1.0 if core is None else lam
     alpha = 0.0 if public is None else alpha
+    if backend == "numba" and lam > 0.0:
+        return _fuse_numba(core, private, public, lam, alpha, contrast_top_p, normalise)
     if normalise:
         core = None if core is None else log_softmax(core, backend=backend)
         private = log_softmax(private, backend=backend)
@@ -126,6 +129,24 @@ def fuse(
     if lam > 0.0:
         total += lam * expert_term(private, public, alpha=alpha, contrast_top_p=contrast_top_p, backend=backend)
     return log_softmax_f64(total).astype(np.float32)
+
+
+def _fuse_numba(
+    core: F32 | None, private: F32, public: F32 | None, lam: float, alpha: float, top_p: float, normalise: bool
+) -> F32:
+    from ssd_kernels import _numba_fuse
+
+    none = np.empty((0, private.shape[1]), np.float32)
+    spoken = [none if rows is None else np.ascontiguousarray(rows, np.float32) for rows in (core, private, public)]
+    first_core = spoken[0] if lam < 1.0 else none
+    out = np.empty(private.shape, np.float32)
+    over_rows(
+        len(out),
+        lambda first, last: _numba_fuse.fuse_rows(
+            first, last, first_core, spoken[1], spoken[2], lam, alpha, top_p, normalise, out
+        ),
+    )
+    return out
 
 
 def expert_term(

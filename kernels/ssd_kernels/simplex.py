@@ -103,7 +103,7 @@ def _softmax(x: F32, backend: BackendName) -> F32:
         from ssd_kernels import _numba_rows
 
         out = np.empty_like(x)
-        _numba_rows.softmax_rows(x, out)
+        over_rows(len(x), lambda first, last: _numba_rows.softmax_rows(first, last, x, out))
         return out
     p = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
     return np.asarray(p / p.sum(axis=1, keepdims=True)).astype(np.float32)

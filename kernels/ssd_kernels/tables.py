@@ -128,6 +128,7 @@ class WholeTable:
         rows = weights.whole.shape[1]
         out = (product[:rows] * 256 + product[rows:]) * (weights.sums[:, 1:2] * self.step)
         for b, (total, _, count) in enumerate(weights.sums):
+            count = 0.0 if np.isnan(count) else count
             ids, heavy = weights.heavy[b, : int(count)], weights.weights[b, : int(count)]
             out[b] = (out[b] + heavy @ (self.rows[ids] - self.mean)) / total + self.mean
         return np.asarray(out, dtype=np.float32)

@@ -5,12 +5,15 @@ Knows rows as the codec gives them back and the rows of members on this side; no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from ssd_kernels.backend import BackendName
+from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.codec import Decoded, check_unigram
 from ssd_kernels.combine import expert_term, log_softmax
 from ssd_kernels.errors import CodecError, InvalidInput
+from ssd_kernels.threads import over_rows
 from ssd_kernels.topk import TAIL_FLOOR
 from ssd_kernels.types import F32, F64
 
@@ -20,7 +23,9 @@ SHARED_POWERS = (0.25, 0.5)
 _BINS = 512
 
 
-def reshape_tail(seen: Decoded, local: F32, *, tail_logp: F32 | None = None) -> Decoded:
+def reshape_tail(
+    seen: Decoded, local: F32, *, tail_logp: F32 | None = None, backend: BackendName | None = None
+) -> Decoded:
     """The received rows with their tail mass spread after a member that the receiver runs itself; costs no byte.
 
     A tail token's weight is 1 / (1 / (a s) + 1 / e): proportional to s = local^LOCAL_POWER where that is small, and
@@ -31,6 +36,7 @@ def reshape_tail(seen: Decoded, local: F32, *, tail_logp: F32 | None = None) -> 
         seen: top-k rows of `decode_full`.
         local: logits or log-probabilities of the local member for the same positions, [B, V]; -inf is allowed.
         tail_logp: the shared unigram [V]; None: the local member alone.
+        backend: numpy, numba or None.
 
     Raises:
         CodecError: shapes that differ, or local rows with NaN.
@@ -41,13 +47,25 @@ def reshape_tail(seen: Decoded, local: F32, *, tail_logp: F32 | None = None) -> 
     power = LOCAL_POWER if tail_logp is None else SHARED_POWERS[1]
     common = 0.0 if tail_logp is None else SHARED_POWERS[0] * check_unigram(tail_logp, vocab)
     logp = seen.logp.copy()
+    if resolve(backend) == "numba":
+        from ssd_kernels import _numba_fuse
+
+        shared = np.zeros(vocab) if tail_logp is None else np.asarray(common)
+        rows = np.ascontiguousarray(local, np.float32)
+        over_rows(
+            len(logp),
+            lambda first, last: _numba_fuse.tail_rows(
+                first, last, seen.logp, seen.head, seen.residual, rows, shared, power, logp
+            ),
+        )
+        return replace(seen, logp=logp)
     for i in np.flatnonzero(~seen.head.all(axis=1)):
         tail = ~seen.head[i]
         shape = (common + power * np.asarray(local[i], dtype=np.float64))[tail]
         shape = np.maximum(shape - shape.max(), -60.0) if np.isfinite(shape.max()) else np.zeros(len(shape))
         edge = float(seen.logp[i, seen.head[i]].min())
         logp[i, tail] = _capped(shape, edge, np.log(float(seen.residual[i])))
-    return Decoded(logp=logp, head=seen.head, residual=seen.residual, value_step=seen.value_step)
+    return replace(seen, logp=logp)
 
 
 def _capped(shape: F64, edge: float, mass: float) -> F64:
@@ -102,14 +120,16 @@ def total_variation_bound(
     if not (0.0 <= lam <= 1.0 and alpha >= 0.0):
         raise InvalidInput(f"lambda must lie from 0 to 1 and alpha from 0 upwards, not {lam} and {alpha}.")
     share = 0.0 if private is None else lam
+    if share == 1.0:
+        return np.zeros(len(core.logp), np.float32)
+    if private is not None and share > 0.0 and resolve(backend) == "numba":
+        return _bound_numba(core, private, public, share, alpha, contrast_top_p)
     logp = core.logp.astype(np.float64)
     own_head = np.where(core.head, np.exp(logp), 0.0)
     if private is None or share == 0.0:
         return np.asarray(
             (core.residual + _rounding(own_head, own_head, core.value_step, 1.0)).clip(0.0, 1.0), np.float32
         )
-    if share == 1.0:
-        return np.zeros(len(core.logp), np.float32)
     own = log_softmax(private, backend=backend)
     other = None if public is None else log_softmax(public, backend=backend)
     g = expert_term(own, other, alpha=alpha, contrast_top_p=contrast_top_p, backend=backend)
@@ -120,6 +140,24 @@ def total_variation_bound(
     fused_head = np.where(core.head, np.exp((1.0 - share) * logp + share * g), 0.0)
     head, rounding = fused_head.sum(axis=1), _rounding(own_head, fused_head, core.value_step, 1.0 - share)
     return np.asarray((upper / (head + upper) + rounding).clip(0.0, 1.0), np.float32)
+
+
+def _bound_numba(
+    core: Decoded, private: F32, public: F32 | None, lam: float, alpha: float, contrast_top_p: float
+) -> F32:
+    from ssd_kernels import _numba_fuse
+
+    out = np.empty(len(core.logp), np.float32)
+    mine = np.ascontiguousarray(private, np.float32)
+    others = np.empty((0, mine.shape[1]), np.float32) if public is None else np.ascontiguousarray(public, np.float32)
+    over_rows(
+        len(out),
+        lambda first, last: _numba_fuse.bound_rows(
+            first, last, core.logp, core.head, core.residual, core.value_step, mine, others, lam, alpha,
+            contrast_top_p, TAIL_FLOOR, out,
+        ),
+    )  # fmt: skip
+    return out
 
 
 def _rounding(core_head: F64, fused_head: F64, step: F32, weight: float) -> F64:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ssd_kernels
 
-KERNEL_MODULES = ("_jit", "_numba_math", "_numba_noise", "_numba_embed", "_numba_nucleus", "_numba_rows")
+KERNEL_MODULES = ("_jit", "_numba_math", "_numba_noise", "_numba_embed", "_numba_nucleus", "_numba_rows", "_numba_fuse")
 
 
 @pytest.fixture(params=["numpy", "numba"])
