@@ -1,12 +1,14 @@
 """`python -m ssd_bench SUITE`: the one entry point of the benchmarks.
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
-does with them is its run: `wire_run`, `floor_run`, `personalize_run`, `personal.run`, `quality.run`, `ablation.run`.
+does with them is its run: `kernels_run`, `wire_run`, `floor_run`, `personalize_run`, `personal.run`, `quality.run`,
+`ablation.run`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,7 +46,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 @app.callback(invoke_without_command=True)
 def _main(context: typer.Context) -> None:
     """Benchmarks of ssd2; without a suite, those that need nothing but an expert and the sample folder."""
+    # Set before torch is imported: threads that spin after a product are on the clock of what runs next.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if context.invoked_subcommand is None:
+        kernels()
         wire()
 
 
@@ -71,6 +76,25 @@ def wire(
     options = suite.Options(
         home=home, expert=expert, core=core, examples=examples, limit=limit, codec=codec,
         max_tokens=max_tokens, passes=passes, seed=seed, synthetic_only=synthetic_only, max_minutes=max_minutes,
+        out=out, results=results,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
+
+
+@app.command()
+def kernels(
+    rounds: Annotated[int, typer.Option(min=7, help="Rounds of every comparison.")] = 11,
+    growth: Annotated[bool, typer.Option(help="Also how the times grow with V and B.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of tables, rows and noise.")] = 0,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """The kernels against the plain compositions that they stand for; needs no model."""
+    from ssd_bench import kernels_run as suite
+
+    options = suite.Options(
+        rounds=rounds, vocabs=suite.VOCABS if growth else (), blocks=suite.BLOCKS if growth else (), seed=seed,
         out=out, results=results,
     )  # fmt: skip
     _show(suite.run(options), as_json)

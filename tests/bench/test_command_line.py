@@ -33,6 +33,7 @@ def test_wire_on_synthetic_logits(monkeypatch, capsys, tmp_path):
     ("arguments", "code", "words"),
     [
         (("floor", "--data", "nowhere"), 2, "data build"),
+        (("kernels", "--rounds", "3"), 2, "rounds"),
         (("wire", "--synthetic-only", "--codec", "morse"), 2, "morse"),
         (("wire", "--synthetic-only", "--passes", "0"), 2, "nothing is left"),
         (("wire", "--passes", "-1"), 2, "passes"),
@@ -54,11 +55,11 @@ def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, cod
 
 def test_no_suite_runs_them_in_turn(monkeypatch, capsys):
     called = []
-    for name in ("wire",):
+    for name in ("kernels", "wire"):
         monkeypatch.setattr(cli, name, lambda *, _name=name, **options: called.append((_name, options)))
     code, _ = run(monkeypatch, capsys)
     assert code == 0
-    assert called == [("wire", {})]
+    assert called == [("kernels", {}), ("wire", {})]
 
 
 def test_a_reports_command_names_no_folder_of_this_machine(monkeypatch):
