@@ -152,7 +152,7 @@ def open_expert(store: Store, name: str | None) -> Expert:
         UsageError: no expert, or several and no name.
         StoreError, InvalidModel: its files are not what they should be.
     """
-    from ssd_client.onnx_engine import OnnxEngine, load_transition
+    from ssd_diffusion.onnx_engine import OnnxEngine, load_transition
 
     chosen = name or _only(store)
     folder, card = store.open(chosen), store.show(chosen)

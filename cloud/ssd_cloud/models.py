@@ -5,9 +5,12 @@ Knows names and folders; nothing about sessions or sockets.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from ssd_diffusion.engine import Engine
@@ -17,11 +20,17 @@ from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.ssdlm import BlockState
 from ssd_diffusion.window import Window, WindowState
 
+from ssd_cloud import exported
 from ssd_cloud.errors import StartError
 
+_log = logging.getLogger("ssd_cloud.models")
+
+Runtime = Literal["auto", "torch", "onnx"]
+RUNTIMES: tuple[Runtime, ...] = ("auto", "torch", "onnx")
 PACKAGED = "smollm2-135m-ssd2"
 _PACKAGED_NAMES = frozenset({"packaged", PACKAGED})
 _TINY = "tiny-random"
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,7 @@ def resolve(name: str, home: Path) -> Path:
 
 
 def load(path: Path, *, slots: int, batch_width: int, threads: int | None) -> Engine:
-    """Load a model folder into an engine and try one pass. On a GPU in bf16 where there is one, else in float32.
+    """Load a model folder into a torch engine and try one pass. On a GPU in bf16 where there is one, else in float32.
 
     Args:
         path: model folder.
@@ -81,36 +90,93 @@ def load(path: Path, *, slots: int, batch_width: int, threads: int | None) -> En
     Raises:
         InvalidModel: the folder is not what it should be, or its weights give no finite logits.
     """
+    engine = _torch_engine(path, slots, batch_width, threads)
+    try_one_pass(engine)
+    return engine
+
+
+def load_quickest(
+    path: Path, root: Path, *, slots: int, batch_width: int, threads: int | None, runtime: Runtime = "auto"
+) -> Engine:
+    """Load a model folder into the engine that is quickest here: torch on a GPU, onnxruntime on a CPU.
+
+    At the first start on a CPU the model's graph is written under `root` (`exported`). A model that has none stays with
+    torch, and the log says why.
+
+    Args:
+        path: model folder.
+        root: the home folder.
+        slots, batch_width, threads: as for `load`; onnxruntime computes one row at a time.
+        runtime: "torch" and "onnx" leave no choice.
+
+    Raises:
+        InvalidModel: as `load`.
+        StartError: "onnx" was asked for, and the model has no graph.
+    """
+    if runtime == "torch" or (runtime == "auto" and _on_gpu()):
+        return load(path, slots=slots, batch_width=batch_width, threads=threads)
+    spec = read_spec(path)
+    engine: Engine | None = exported.open_graph(exported.folder_of(spec, root), slots=slots, threads=threads)
+    if engine is None:
+        engine = _first_graph(path, root, slots, batch_width, threads, required=runtime == "onnx")
+    try_one_pass(engine)
+    return engine
+
+
+def _first_graph(
+    path: Path, root: Path, slots: int, batch_width: int, threads: int | None, *, required: bool
+) -> Engine:
+    """Write the graph of a model and open it; the torch engine where that cannot be and is not required."""
+    from ssd_diffusion.models.engine import TorchEngine
+
+    plain = _torch_engine(path, slots, batch_width, threads, gpu=False)
+    why = "its family has no graph for onnxruntime"
+    if isinstance(plain, TorchEngine):
+        try:
+            target = exported.ensure(plain.model, plain.spec, root)
+            found = exported.open_graph(target, slots=slots, threads=threads)
+            if found is not None:
+                return found
+            why = "the graph that was written cannot be opened"
+        except (exported.NotExported, OSError) as error:
+            why = str(error)
+    if required:
+        raise StartError(f"{path.name} cannot run on onnxruntime ({why}); take --engine auto")
+    _log.warning("%s runs on torch, which is slower on a CPU: %s", path.name, why)
+    return plain
+
+
+def usual_batch_width() -> int:
+    """1 on a CPU, which a single window keeps busy; 8 on a GPU. Every pass is padded to it, so it is never free."""
+    return 8 if _on_gpu() else 1
+
+
+def _on_gpu() -> bool:
+    """Whether torch has a GPU; torch, whose import takes seconds, is not asked where no driver is."""
+    if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _torch_engine(path: Path, slots: int, batch_width: int, threads: int | None, *, gpu: bool = True) -> Engine:
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)
-    engine = _engine(path, slots, batch_width)
-    try_one_pass(engine)
-    return engine
-
-
-def usual_batch_width() -> int:
-    """1 on a CPU, which a single window keeps busy; 8 on a GPU. Every pass is padded to it, so it is never free."""
-    import torch
-
-    return 8 if torch.cuda.is_available() else 1
-
-
-def _engine(path: Path, slots: int, batch_width: int) -> Engine:
     if read_spec(path).family == "ssdlm":
         from ssd_diffusion.models import ssdlm_checkpoint
         from ssd_diffusion.models.ssdlm_engine import SsdlmEngine
 
         ssdlm, spec = ssdlm_checkpoint.load_folder(path)
         return SsdlmEngine(ssdlm, spec, slots=slots)
-    import torch
     from ssd_diffusion.models import folder
     from ssd_diffusion.models.engine import TorchEngine
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = gpu and _on_gpu()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     model, spec = folder.load(path, dtype=dtype, device="cuda" if on_gpu else "cpu")
     return TorchEngine(model, spec, slots=slots, batch_width=batch_width)

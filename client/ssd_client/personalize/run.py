@@ -32,6 +32,7 @@ from ssd_diffusion.export.onnx import choose as choose_graph
 from ssd_diffusion.export.onnx import drop, export
 from ssd_diffusion.models.folder import load
 from ssd_diffusion.models.ssd2 import Ssd2Model
+from ssd_diffusion.onnx_engine import ONNX_DIR
 from ssd_diffusion.spec_file import model_id, read_spec, write_spec
 from ssd_diffusion.tokenizer import Tokenizer, copy_tokenizer
 from ssd_diffusion.training import lora
@@ -41,7 +42,6 @@ from ssd_diffusion.training.loop import Evaluation, Progress, TrainReport
 from ssd_client.documents import Deduplicated, Ingested, dedupe, ingest
 from ssd_client.errors import BadInput, ExpertNotFound, PersonalizeError, StoreError
 from ssd_client.index import Index, Updated
-from ssd_client.onnx_engine import ONNX_DIR
 from ssd_client.personalize import learn, weights
 from ssd_client.personalize.asked import asked_pairs, asked_stretches
 from ssd_client.personalize.corpus import Corpus, Unit, build_corpus, evaluation_stream, training_rows

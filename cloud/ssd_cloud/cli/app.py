@@ -98,6 +98,13 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, max=4096, help="CPU threads of the model (default: all).", envvar="SSD_THREADS")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            envvar="SSD_ENGINE",
+            help="torch, onnx or auto: torch on a GPU, onnxruntime on a CPU, whose graph the first start writes.",
+        ),
+    ] = "auto",
     idle_timeout: Annotated[
         float,
         typer.Option(min=0.1, help="Seconds after which an unused session is released.", envvar="SSD_IDLE_TIMEOUT"),
@@ -121,9 +128,12 @@ def serve(
     from ssd_cloud import logs
     from ssd_cloud.cli.serve import Asked
     from ssd_cloud.cli.serve import serve as serve_node
+    from ssd_cloud.models import RUNTIMES
     from ssd_cloud.plan import parse_bytes
     from ssd_cloud.server import Address, Settings
 
+    if engine not in RUNTIMES:
+        raise UsageError(f"{engine!r} is no engine; use {', '.join(RUNTIMES)}")
     logs.configure(as_json=log_json, level=log_level)
     settings = Settings(
         listen=Address.parse(listen), tls_cert=tls_cert, tls_key=tls_key, max_sessions=max_sessions,
@@ -137,6 +147,7 @@ def serve(
         insecure=insecure,
         threads=threads,
         batch_width=batch_width,
+        engine=engine,
         as_json=as_json,
     )
     serve_node(asked, settings)

@@ -30,6 +30,7 @@ class Asked:
     insecure: bool
     threads: int | None
     batch_width: int | None
+    engine: models.Runtime
     as_json: bool
 
 
@@ -86,7 +87,10 @@ def _load(asked: Asked, settings: Settings, root: Path) -> Engine:
     console = Console(stderr=True, quiet=asked.as_json)
     with console.status(Text(printable(f"Loading {asked.model} ..."))):
         path = models.resolve(asked.model, root)
-        return models.load(path, slots=settings.max_sessions, batch_width=settings.batch_width, threads=asked.threads)
+        return models.load_quickest(
+            path, root, slots=settings.max_sessions, batch_width=settings.batch_width, threads=asked.threads,
+            runtime=asked.engine,
+        )  # fmt: skip
 
 
 def _ready(engine: Engine, address: Address, asked: Asked, settings: Settings, shown: str | None) -> None:

@@ -15,14 +15,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime
+from ssd_kernels.simplex import softmax_embed
+from ssd_kernels.types import F32, I32
+
 from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.layout import InputMaps, PassLayout, lookahead_layout, pass_layout
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.window import Window
-from ssd_kernels.simplex import softmax_embed
-from ssd_kernels.types import F32, I32
 
 ONNX_DIR = "onnx"
 GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}

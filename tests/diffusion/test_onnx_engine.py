@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ssd_client.onnx_engine import OnnxEngine
 from ssd_diffusion.draft_tree import DraftTree
 from ssd_diffusion.errors import ContextOverflow, InvalidModel, InvalidStep
 from ssd_diffusion.export.onnx import export
@@ -17,6 +16,7 @@ from ssd_diffusion.lookahead import LookaheadState
 from ssd_diffusion.models.engine import TorchEngine
 from ssd_diffusion.models.folder import load
 from ssd_diffusion.models.tiny import write_tiny
+from ssd_diffusion.onnx_engine import OnnxEngine
 from ssd_diffusion.window import Window
 from ssd_kernels.types import TokenSets
 
@@ -185,7 +185,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import numpy as np
 from pathlib import Path
-from ssd_client.onnx_engine import OnnxEngine
+from ssd_diffusion.onnx_engine import OnnxEngine
 from ssd_diffusion.ensemble import Ensemble, Weights
 from ssd_diffusion.members import EngineMember
 from ssd_diffusion.sampler import DecodeParams, denoise
