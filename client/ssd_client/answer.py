@@ -278,7 +278,10 @@ def _decode(run: _Run, on_progress: OnProgress | None, started: float) -> Answer
     if isinstance(member, RemoteMember) and received is not None:
         received.ask = member.again
     review = received.review if received is not None else None
-    with Ensemble(core=member, private=private, public=public, weights=run.weights, review=review) as ensemble:
+    with Ensemble(
+        core=member, private=private, public=public, weights=run.weights, review=review,
+        core_drafts=run.options.core_drafts,
+    ) as ensemble:  # fmt: skip
         try:
             for event in _events(run, ensemble, member, private, public):
                 tally.add(event, lost=ensemble.lost)

@@ -70,6 +70,7 @@ class GenerateOptions:
         entropy_budget: nats that one step may accept beyond its first position.
         drafts: look ahead with so many drafts a step; 0 does not. The text stays the same, in fewer steps. None: 6
             where expert and node can, and nothing else was asked for that forbids it (`with_drafts`).
+        core_drafts: the core drafts too: fewer steps where it has much to say, more rows to compute and to send.
         leniency: 0 keeps a draft only where it is the token drawn; up to 1 also others that are nearly as probable.
         core_every: ask the core at every m-th step only, and use its last logits between (open only).
         private: texts for the expert alone; a leading @ names a file.
@@ -101,6 +102,7 @@ class GenerateOptions:
     top_p: float = 0.9
     entropy_budget: float = 0.0
     drafts: int | None = None
+    core_drafts: bool = False
     leniency: float = 0.0
     core_every: int = 1
     private: tuple[str, ...] = ()
@@ -142,6 +144,8 @@ class GenerateOptions:
     def _check_drafts(self) -> None:
         if self.leniency and self.drafts == 0:
             raise UsageError("--leniency judges drafts; leave --drafts 0 out")
+        if self.core_drafts and self.drafts == 0:
+            raise UsageError("--core-drafts makes drafts; leave --drafts 0 out")
         wrong = self.against_drafts()
         if self.drafts and wrong is not None:
             raise UsageError(f"--drafts has a way of its own to decode, in open mode; leave {wrong} out")
@@ -239,6 +243,7 @@ def opening(
     wire_params = ssd_pb2.DecodeParams(
         block=params.drafts or params.block, grid=params.grid, max_tokens=params.max_tokens,
         projection=_PROJECTIONS[params.projection], depth=depth,
+        exact_only=bool(params.drafts) and not options.core_drafts,
     )  # fmt: skip
     mode = ssd_pb2.MODE_OPEN
     if options.privacy == "one-way":
@@ -266,6 +271,7 @@ def public_settings(options: GenerateOptions, params: DecodeParams) -> dict[str,
     }
     if params.drafts:
         told |= {"drafts": str(params.drafts), "drafts behind one another": str(params.depth)}
+        told |= {"core-drafts": "yes" if options.core_drafts else "no"}
     elif options.decoder != "ar":
         told |= {"block": str(params.block), "steps": str(len(params.grid))}
     if options.privacy == "one-way":

@@ -76,6 +76,7 @@ class OpenInput:
         core_draw_key: key of the node's own draws (one-way).
         codec: how logits are written.
         history: passes already taken.
+        exact_only: looking ahead, without rows ahead.
     """
 
     prompt: I32
@@ -86,6 +87,7 @@ class OpenInput:
     core_draw_key: int
     codec: CodecSpec
     history: tuple[StepInput, ...]
+    exact_only: bool = False
 
 
 def check_protocol(protocol: str) -> None:
@@ -116,6 +118,8 @@ def read_open(message: ssd_pb2.Open, spec: ModelSpec, limits: Limits) -> OpenInp
     one_way = message.mode == ssd_pb2.MODE_ONE_WAY
     if one_way and decoder == "lookahead":
         raise BadRequest("looking ahead needs the open mode: drafts come from both members; use the window decoder")
+    if message.params.exact_only and decoder != "lookahead":
+        raise BadRequest("exact_only is for a session that looks ahead")
     params = _params(message.params, spec, decoder, one_way)
     prompt = _ids(message.prompt_ids, spec)
     if len(prompt) < 1:
@@ -130,7 +134,7 @@ def read_open(message: ssd_pb2.Open, spec: ModelSpec, limits: Limits) -> OpenInp
     return OpenInput(
         prompt=prompt, noise_key=message.noise_key, decoder=decoder, one_way=one_way, params=params,
         core_draw_key=message.params.core_draw_key, codec=_codec(message.codec, spec),
-        history=tuple(read_step(step, spec) for step in message.history),
+        history=tuple(read_step(step, spec) for step in message.history), exact_only=message.params.exact_only,
     )  # fmt: skip
 
 

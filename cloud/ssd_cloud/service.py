@@ -245,8 +245,7 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         if session.request.decoder == "ar":
             computed = await self._scheduler.next(session.slot, session.pending, deadline=deadline)
         else:
-            window = session.state.window()
-            computed = await self._scheduler.step(session.slot, window, session.pending, deadline=deadline)
+            computed = await self._scheduler.step(session.slot, session.window, session.pending, deadline=deadline)
         session.cache_bytes = computed.cache_bytes
         self.counters.passes += 1
         return computed
@@ -277,13 +276,13 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
 
     async def _result(self, session: Session, computed: Computed, *, k: int) -> ssd_pb2.StepResult:
         decoder, spec = session.request.decoder, session.request.codec
-        exact = session.state.window().exact
+        exact = session.window.exact
         leading = 1 if decoder == "window" else None  # what a sliding window decides next
         result = ssd_pb2.StepResult(
             index=session.index, queue_us=computed.queue_us, compute_us=computed.compute_us,
             logits=await _encoded(computed.logits[:exact], spec, leading=leading, wider=k),
         )  # fmt: skip
-        if decoder == "lookahead":
+        if decoder == "lookahead" and not session.request.exact_only:
             result.ahead.CopyFrom(await _encoded(computed.logits[exact:], AHEAD_CODEC, leading=None, wider=0))
         return result
 

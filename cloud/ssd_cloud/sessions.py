@@ -85,6 +85,12 @@ class Session:
     pending: Pending = field(default_factory=Pending)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def window(self) -> Window:
+        """What the engine sees in the next pass."""
+        window = self.state.window()
+        return window.exact_only() if self.request.exact_only else window
+
     def take(self, step: StepInput, spec: ModelSpec, limits: Limits) -> None:
         """Move to the pass that a step asks for; asking for the last one again changes nothing.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ssd_kernels.types import F32, I32
 
@@ -115,6 +115,19 @@ class Engine(Protocol):
 
     def forward_passes(self, slot: int) -> int:
         """Forward passes of the network since the slot's prefill (prefill included)."""
+        ...
+
+
+@runtime_checkable
+class JoinedEngine(Engine, Protocol):
+    """An engine that can run several slots in one pass of the network."""
+
+    def step_joined(self, slots: Sequence[int], windows: Sequence[Window]) -> list[F32]:
+        """As `step`, reading the weights once. A row's last bits depend on which slots were joined.
+
+        Raises:
+            ContextOverflow: as `step`.
+        """
         ...
 
 

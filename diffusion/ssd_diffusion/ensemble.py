@@ -21,6 +21,7 @@ from ssd_kernels.types import F32, F64, I32
 
 from ssd_diffusion.engine import Member
 from ssd_diffusion.errors import DiffusionError, MemberLost
+from ssd_diffusion.members import step_together
 from ssd_diffusion.window import Window
 
 Review: TypeAlias = Callable[[F32, F32 | None, F32 | None], F32]
@@ -83,6 +84,8 @@ class Ensemble:
         public: the expert with the prompt alone; only where alpha > 0.
         weights: how they are weighed.
         review: called after all members answered; may return other core logits (a wider answer of a sparse codec).
+        core_drafts: whether the core computes the rows ahead too, looking ahead; without an expert it always does. The
+            expert without private context never does: it says little there, and drafts change no text.
 
     Raises:
         ValueError: no member at all.
@@ -97,6 +100,7 @@ class Ensemble:
         public: Member | None,
         weights: Weights,
         review: Review | None = None,
+        core_drafts: bool = True,
     ) -> None:
         members = [m for m in (core, private, public) if m is not None]
         if core is None and private is None:
@@ -105,6 +109,7 @@ class Ensemble:
             raise DiffusionError("the members have different vocabularies; choose an expert made for this core")
         self._core, self._private, self._public = core, private, public
         self._weights, self._review = weights, review
+        self._core_drafts = core_drafts or private is None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="core") if core else None
         self._stale: tuple[int, F32] | None = None  # (start, logits) of the core's last answer
         self.lost: str | None = None
@@ -129,15 +134,24 @@ class Ensemble:
             MemberLost: the core is gone and there is no expert, or the expert itself failed.
         """
         asked = window.step % self._weights.core_every == 0
-        core_call = self._ask_core(lambda core: _step_or_skip(core, window, committed, asked=asked))
-        private = self._private.step(window, committed) if self._private else None
-        public = self._public.step(window, committed) if self._public else None
+        exact = window.exact_only()
+        seen = window if self._core_drafts else exact
+        core_call = self._ask_core(lambda core: _step_or_skip(core, seen, committed, asked=asked))
+        private, public = self._local(window, exact, committed)
         core = self._answer(core_call, private, public, window.exact)
         if core is not None:
             self._stale = (window.start, core)
         elif self._core is not None:
             core = self._shifted(window)
         return self._combine(core, private, public, window, asked=asked and self._core is not None)
+
+    def _local(self, window: Window, exact: Window, committed: I32) -> tuple[F32 | None, F32 | None]:
+        """The expert's logits with and without private context."""
+        if self._private is None:
+            return None, None if self._public is None else self._public.step(exact, committed)
+        if self._public is None:
+            return self._private.step(window, committed), None
+        return step_together(self._private, self._public, (window, exact), committed)
 
     def next(self, committed: I32) -> EnsembleStep:
         """The autoregressive twin: fused next-token log-probabilities [1, V]."""
@@ -210,8 +224,11 @@ class Ensemble:
         return EnsembleStep(fused=fused, core=core, private=private, core_asked=asked, ahead=beyond)
 
     def _fuse(self, core: F32 | None, private: F32 | None, public: F32 | None, rows: slice) -> F32:
+        """The members' rows, added; a member that has none of them has no say."""
         weights = self._weights
-        parts = (None if logits is None else logits[rows] for logits in (core, private, public))
+        parts = (
+            None if logits is None or len(logits) < rows.stop else logits[rows] for logits in (core, private, public)
+        )
         return fuse(
             *parts,
             lam=weights.lam,

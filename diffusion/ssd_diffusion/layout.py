@@ -10,6 +10,7 @@ Knows one row at a time; nothing about networks, files, slots or sampling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,6 +92,19 @@ def lookahead_layout(cached: int, pending: int, parents: I32, ahead: int) -> Pas
     ahead_of = (places[:, None] + 1 + np.arange(ahead)).reshape(-1)
     positions = np.concatenate([np.arange(cached, cached + pending), places[:drafts], places, ahead_of])
     return PassLayout(positions.astype(np.int64), allowed)
+
+
+def joined_layout(parts: Sequence[PassLayout]) -> PassLayout:
+    """Several passes as one, none reading another: the cached tokens of all, and behind them the queries of all."""
+    queries = [len(part.position_ids) for part in parts]
+    cached = [part.allowed.shape[1] - count for part, count in zip(parts, queries, strict=True)]
+    allowed: Bool = np.zeros((sum(queries), sum(cached) + sum(queries)), np.bool_)
+    row, key, own = 0, 0, sum(cached)
+    for part, count, held in zip(parts, queries, cached, strict=True):
+        allowed[row : row + count, key : key + held] = part.allowed[:, :held]
+        allowed[row : row + count, own : own + count] = part.allowed[:, held:]
+        row, key, own = row + count, key + held, own + count
+    return PassLayout(np.concatenate([part.position_ids for part in parts]), allowed)
 
 
 def tree_path(parents: I32) -> Bool:

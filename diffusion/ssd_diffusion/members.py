@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from ssd_kernels.types import F32, I32
 
-from ssd_diffusion.engine import Engine, ModelSpec
+from ssd_diffusion.engine import Engine, JoinedEngine, Member, ModelSpec
 from ssd_diffusion.window import Window
 
 
@@ -50,6 +50,12 @@ class EngineMember:
         self._append(committed)
         return self._engine.step([self._slot], [window])[0]
 
+    def joined(self, other: Member) -> JoinedEngine | None:
+        """The engine of both, where it can run them in one pass."""
+        if isinstance(other, EngineMember) and other._engine is self._engine and isinstance(self._engine, JoinedEngine):
+            return self._engine
+        return None
+
     def skip(self, window: Window, committed: I32) -> None:  # noqa: ARG002 - the slot needs the tokens alone
         """Append the committed tokens without a pass."""
         self._append(committed)
@@ -68,3 +74,14 @@ class EngineMember:
     def _append(self, committed: I32) -> None:
         if len(committed):
             self._engine.commit([self._slot], [committed])
+
+
+def step_together(first: Member, second: Member, windows: tuple[Window, Window], committed: I32) -> tuple[F32, F32]:
+    """Both members' logits for their windows; in one pass where they share an engine that can."""
+    engine = first.joined(second) if isinstance(first, EngineMember) else None
+    if engine is None or not isinstance(first, EngineMember) or not isinstance(second, EngineMember):
+        return first.step(windows[0], committed), second.step(windows[1], committed)
+    first._append(committed)
+    second._append(committed)
+    ours, theirs = engine.step_joined((first._slot, second._slot), windows)
+    return ours, theirs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,11 +17,11 @@ from zipfile import BadZipFile
 import numpy as np
 import onnxruntime
 from ssd_kernels.simplex import softmax_embed
-from ssd_kernels.types import F32, I32
+from ssd_kernels.types import F32, I32, I64
 
 from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
 from ssd_diffusion.errors import InvalidModel
-from ssd_diffusion.layout import InputMaps, PassLayout, lookahead_layout, pass_layout
+from ssd_diffusion.layout import InputMaps, PassLayout, joined_layout, lookahead_layout, pass_layout
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.window import Window
@@ -30,6 +31,17 @@ GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 FORMAT = 1
 _ROOM = 128
 _NONE = np.zeros(0, np.float32)
+_NO_PARENTS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """What one slot brings into a pass that looks ahead: its inputs, who reads whom, queries whose logits it wants."""
+
+    slot: Slot[F32]
+    embeds: F32
+    layout: PassLayout
+    rows: I64
 
 
 class OnnxEngine(SlotEngine[F32]):
@@ -100,7 +112,7 @@ class OnnxEngine(SlotEngine[F32]):
         slot = self._ready(number, len(window.u))
         slot.begin(window)
         if window.parents is not None:
-            return self._look_ahead(slot, window, window.parents)
+            return self._look_ahead(slot, window)
         block, maps, spec = len(window.u), self._maps, self._spec
         conditioning = slot.conditioning(maps.means(block), window.start)
         tokens = _ids(slot.tokens[slot.cached :])
@@ -113,14 +125,54 @@ class OnnxEngine(SlotEngine[F32]):
         slot.sc_out, slot.sc_out_start = softmax_embed(logits, maps.whole), window.start
         return logits
 
-    def _look_ahead(self, slot: Slot[F32], window: Window, parents: I32) -> F32:
-        pending = slot.pending
-        tokens = _ids(slot.tokens[slot.cached :])
-        embeds = np.concatenate([self._maps.embed(tokens[:-1]), self._maps.embed_ahead(int(tokens[-1]), window)])
-        layout = lookahead_layout(slot.cached, pending, parents, window.ahead)
-        logits = self._run(slot, embeds, layout, pending, pending + len(parents), window.rows)
+    def step_joined(self, slots: Sequence[int], windows: Sequence[Window]) -> list[F32]:
+        """As `step`; windows that look ahead in one run, one behind the other, none reading another.
+
+        Raises:
+            ContextOverflow: context and window exceed the spec.
+            InvalidStep: a slot without a context.
+        """
+        if any(window.parents is None for window in windows):
+            return self.step(slots, windows)
+        parts = []
+        for number, window in zip(slots, windows, strict=True):
+            slot = self._ready(number, len(window.u))
+            slot.begin(window)
+            parts.append(self._ahead_part(slot, window))
+        embeds = np.concatenate([part.embeds for part in parts])
+        first, queries = 0, []
+        for part in parts:
+            queries.append(first + part.rows)
+            first += len(part.embeds)
+        layout, past = joined_layout([part.layout for part in parts]), self._joined_past([p.slot for p in parts])
+        logits, *new = self._feed(embeds, layout, np.concatenate(queries), past)
+        first, found, done = 0, [], 0
+        for part, window in zip(parts, windows, strict=True):
+            self._absorb(part.slot, [one[:, :, first : first + len(part.embeds)] for one in new], part.slot.pending)
+            part.slot.passes += 1
+            part.slot.sc_out, part.slot.sc_out_start = None, window.start
+            found.append(logits[done : done + len(part.rows)])
+            first, done = first + len(part.embeds), done + len(part.rows)
+        return found
+
+    def _look_ahead(self, slot: Slot[F32], window: Window) -> F32:
+        part = self._ahead_part(slot, window)
+        logits = self._run(slot, part.embeds, part.layout, slot.pending, int(part.rows[0]), len(part.rows))
         slot.sc_out, slot.sc_out_start = None, window.start
         return logits
+
+    def _ahead_part(self, slot: Slot[F32], window: Window) -> _Part:
+        parents = _NO_PARENTS if window.parents is None else window.parents
+        tokens = _ids(slot.tokens[slot.cached :])
+        embeds = np.concatenate([self._maps.embed(tokens[:-1]), self._maps.embed_ahead(int(tokens[-1]), window)])
+        layout = lookahead_layout(slot.cached, slot.pending, parents, window.ahead)
+        first = slot.pending + len(parents)
+        return _Part(slot, embeds, layout, np.arange(first, first + window.rows, dtype=np.int64))
+
+    def _joined_past(self, slots: Sequence[Slot[F32]]) -> list[F32]:
+        """The caches of several slots, one behind the other."""
+        held = [[array[:, :, : slot.cached] for array in slot.cache] or self._empty() for slot in slots]
+        return [np.concatenate(arrays, axis=2) for arrays in zip(*held, strict=True)]
 
     def _read(self, slot: Slot[F32], count: int) -> None:
         """Compute `count` waiting tokens into the cache; the graph's last query is a token of the cache here."""
@@ -130,12 +182,15 @@ class OnnxEngine(SlotEngine[F32]):
     def _run(self, slot: Slot[F32], embeds: F32, layout: PassLayout, pending: int, first: int, wanted: int) -> F32:
         """One pass: `pending` inputs go into the cache, `wanted` queries from `first` on give logits [wanted, V]."""
         past = [array[:, :, : slot.cached] for array in slot.cache] if slot.cache else self._empty()
-        rows = np.arange(first, first + wanted, dtype=np.int64)
-        values = [embeds[None], layout.position_ids[None], layout.bias, rows, *past]
-        logits, *new = self._session.run(None, dict(zip(self._names, values, strict=True)))
+        logits, *new = self._feed(embeds, layout, np.arange(first, first + wanted, dtype=np.int64), past)
         self._absorb(slot, new, pending)
         slot.passes += 1
-        found: F32 = logits
+        return logits
+
+    def _feed(self, embeds: F32, layout: PassLayout, rows: I64, past: list[F32]) -> list[F32]:
+        """Run the graph: logits, and keys and values of all queries."""
+        values = [embeds[None], layout.position_ids[None], layout.bias, rows, *past]
+        found: list[F32] = self._session.run(None, dict(zip(self._names, values, strict=True)))
         return found
 
     def _empty(self) -> list[F32]:

@@ -11,7 +11,7 @@ Knows nothing about models, logits, randomness or the wire.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ssd_kernels.types import F32, I32, Bool, TokenSets
@@ -75,6 +75,14 @@ class Window:
     def rows(self) -> int:
         """Rows of logits of the pass: the exact ones, then those ahead, after the text and after each draft."""
         return self.exact * (1 + self.ahead)
+
+    def exact_only(self) -> Window:
+        """The same pass for a member that does not draft: without the positions ahead."""
+        if self.parents is None:
+            return self
+        drafts = len(self.parents)
+        sets = TokenSets(ids=self.w_hat.ids, offsets=self.w_hat.offsets[: drafts + 1])
+        return replace(self, u=self.u[:drafts], w_hat=sets)
 
     @property
     def positions(self) -> I32:

@@ -50,6 +50,9 @@ def generate(
         int | None,
         flag("--drafts", "Drafts a step, 0 for none: the same text in fewer steps (open only; default: as fits)."),
     ] = None,
+    core_drafts: Annotated[
+        bool, flag("--core-drafts", "The core drafts too: fewer steps where it has much to say, more bytes a step.")
+    ] = False,
     leniency: Annotated[
         float, flag("--leniency", "0 to 1: keep drafts that are nearly as probable as the best token too.")
     ] = 0.0,
@@ -82,7 +85,7 @@ def generate(
         seed=seed, steps=steps, max_tokens=max_tokens, privacy=privacy, lam=lam, alpha=alpha,  # type: ignore[arg-type]
         codec=codec, decoder=decoder, projection=projection, block=block,  # type: ignore[arg-type]
         temperature=temperature, top_p=top_p, entropy_budget=entropy_budget, core_every=core_every,
-        drafts=drafts, leniency=leniency,
+        drafts=drafts, core_drafts=core_drafts, leniency=leniency,
         private=tuple(private or ()),
         passages=passages, deadline_s=deadline, wire=wire, ca=ca, insecure=insecure,  # type: ignore[arg-type]
         tv_limit=tv_limit, yes=yes,

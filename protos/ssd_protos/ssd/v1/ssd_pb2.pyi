@@ -331,6 +331,7 @@ class DecodeParams(_message.Message):
     ENTROPY_BUDGET_FIELD_NUMBER: _builtins.int
     CORE_DRAW_KEY_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
+    EXACT_ONLY_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     """Open positions B. LOOKAHEAD: most drafts of a pass."""
     max_tokens: _builtins.int
@@ -347,6 +348,8 @@ class DecodeParams(_message.Message):
     """Key of the node's own draws (one-way)."""
     depth: _builtins.int
     """LOOKAHEAD: open positions ahead of the text and of each draft, which is also how many drafts can follow one another."""
+    exact_only: _builtins.bool
+    """LOOKAHEAD: the core gives its exact rows alone and computes nothing ahead; the device drafts without it."""
     @_builtins.property
     def grid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Noise levels u from 1 downwards; an open position goes one level down each pass until it is accepted."""
@@ -363,10 +366,11 @@ class DecodeParams(_message.Message):
         entropy_budget: _builtins.float = ...,
         core_draw_key: _builtins.int = ...,
         depth: _builtins.int = ...,
+        exact_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "core_draw_key", b"core_draw_key", "depth", b"depth", "entropy_budget", b"entropy_budget", "grid", b"grid", "max_tokens", b"max_tokens", "projection", b"projection", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "core_draw_key", b"core_draw_key", "depth", b"depth", "entropy_budget", b"entropy_budget", "exact_only", b"exact_only", "grid", b"grid", "max_tokens", b"max_tokens", "projection", b"projection", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
