@@ -140,6 +140,9 @@ def test_looking_ahead_changes_the_steps_and_not_the_text(options, node, home, o
         assert got.core_steps == got.steps <= got.tokens
         assert write(options, home, drafts=drafts, wire="unary").text == want.text
         assert write(options, home, drafts=drafts, offline=True).text == write(options, home, offline=True).text
+    plain, drafting = (write(options, home, drafts=3, core_drafts=core) for core in (False, True))
+    assert drafting.text == plain.text
+    assert drafting.bytes_down / drafting.steps > plain.bytes_down / plain.steps
     lenient = write(options, home, drafts=3, leniency=1.0, temperature=1.0)
     assert lenient.steps < lenient.tokens
 

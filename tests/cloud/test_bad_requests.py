@@ -115,11 +115,34 @@ def test_wrong_drafts_are_refused(fake_engine, device_open, drafts, depth, one_w
     message.params.block, message.params.depth = 7, 3
     read = read_open(message, spec, limits).params
     assert (read.drafts, read.depth) == (7, 3)
+    assert not read_open(message, spec, limits).exact_only
+    message.params.exact_only = True
+    assert read_open(message, spec, limits).exact_only
+    message = device_open(decoder=pb.DECODER_WINDOW)
+    message.params.exact_only = True
+    with pytest.raises(RequestError, match="looks ahead"):
+        read_open(message, spec, limits)
     message = device_open(decoder=pb.DECODER_LOOKAHEAD, one_way=one_way)
     message.params.block, message.params.depth = drafts, depth
     with pytest.raises(RequestError, match=words) as caught:
         read_open(message, spec, limits)
     assert caught.value.code == "INVALID_ARGUMENT"
+
+
+async def test_a_core_that_need_not_draft_sends_exact_rows_alone(start_node):
+    async with start_node() as run:
+        opening = run.device(decoder=pb.DECODER_LOOKAHEAD).open()
+        opening.params.block, opening.params.depth = 3, 2
+        found = {}
+        for exact_only in (False, True):
+            opening.params.exact_only = exact_only
+            first = await run.stub.DenoiseStep(pb.DenoiseStepRequest(open=opening, step=pb.Step()))
+            step = pb.Step(index=1, w_hat=np.array([5, 6, 7], "<u2").tobytes(), accepted=b"\x01", parents=b"\0\0")
+            request = pb.DenoiseStepRequest(session_id=first.session_id, step=step)
+            found[exact_only] = (await run.stub.DenoiseStep(request)).result
+        assert list(found[False].ahead.shape) == [6, 256]
+        assert not found[True].HasField("ahead")
+        assert found[True].logits == found[False].logits
 
 
 @pytest.mark.parametrize(

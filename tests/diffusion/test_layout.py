@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ssd_diffusion.layout import InputMaps, pass_layout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ssd_diffusion.layout import InputMaps, joined_layout, lookahead_layout, pass_layout
 from ssd_diffusion.schedule import alpha_bar
 from ssd_diffusion.window import Window
 from ssd_kernels.simplex import renoise_f64
@@ -47,6 +49,24 @@ def test_the_torch_side_has_the_same_rules() -> None:
     )
     assert theirs.allowed[0].numpy().tolist() == ours.allowed.tolist()
     assert theirs.position_ids[0].tolist() == ours.position_ids.tolist()
+
+
+@settings(max_examples=40)
+@given(sizes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=4))
+def test_joined_passes_do_not_read_one_another(sizes: list[tuple[int, int, int]]) -> None:
+    parts = [
+        lookahead_layout(cached, pending, np.arange(-1, drafts - 1, dtype=np.int32), 2)
+        for cached, pending, drafts in sizes
+    ]
+    joined = joined_layout(parts)
+    assert joined.position_ids.tolist() == [p for part in parts for p in part.position_ids.tolist()]
+    row, key, own = 0, 0, sum(cached for cached, _, _ in sizes)
+    for part, (cached, _, _) in zip(parts, sizes, strict=True):
+        count = len(part.position_ids)
+        keys = [*range(key, key + cached), *range(own, own + count)]
+        np.testing.assert_array_equal(joined.allowed[row : row + count][:, keys], part.allowed)
+        assert joined.allowed[row : row + count].sum() == part.allowed.sum()
+        row, key, own = row + count, key + cached, own + count
 
 
 def test_every_position_enters_by_its_own_level() -> None:

@@ -113,6 +113,31 @@ def test_two_members_are_fused_in_every_row(make_engine: Callable, make_member: 
     assert all(0.0 < share < 1.0 for e in events for share in e.core_share)
 
 
+@pytest.mark.parametrize("core_drafts", [True, False])
+def test_who_drafts_changes_no_token(make_engine: Callable, make_member: Callable, core_drafts: bool) -> None:
+    engines = [make_engine(seed=seed) for seed in (1, 8, 3)]
+    core, private, public = engines
+    weights = Weights(lam=0.6, alpha=0.5)
+    members = {"core": core, "private": private, "public": public}
+    with Ensemble(**{k: make_member(e) for k, e in members.items()}, weights=weights) as one:
+        twin = text(list(autoregressive.decode(one, PARAMS, draw_key=5)))
+    with Ensemble(
+        **{k: make_member(e) for k, e in members.items()}, weights=weights, core_drafts=core_drafts
+    ) as one:  # fmt: skip
+        events = list(decode(one, replace(PARAMS, drafts=3, depth=2), LAST, None, noise_key=1, draw_key=5))
+    assert text(events) == twin
+    ahead = [max(w.ahead for w in engine.windows) for engine in engines]
+    assert ahead == [2 if core_drafts else 0, 2, 0]
+    assert all(w.drafts is not None for engine in engines for w in engine.windows)
+
+
+def test_a_core_alone_drafts_in_any_case(make_engine: Callable, make_member: Callable) -> None:
+    engine = make_engine(seed=1)
+    with Ensemble(core=make_member(engine), private=None, public=None, weights=Weights(), core_drafts=False) as one:
+        list(decode(one, replace(PARAMS, drafts=3, depth=2), LAST, None, noise_key=1, draw_key=5))
+    assert max(w.ahead for w in engine.windows) == 2
+
+
 def test_ahead_rows_are_those_of_the_prefix(make_engine: Callable, make_member: Callable) -> None:
     engine = make_engine()
     with ensemble(make_member(engine)) as one:

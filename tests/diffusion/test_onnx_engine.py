@@ -68,6 +68,33 @@ def test_it_says_what_the_torch_engine_says(folders: dict[str, Path], family: st
     assert ours.forward_passes(0) == theirs.forward_passes(0)
 
 
+def test_slots_joined_in_one_pass_say_what_they_say_alone(folders: dict[str, Path]) -> None:
+    """With other contexts, drafts committed on the way, a step asked for again, and a window without rows ahead."""
+    joined, apart = (OnnxEngine(folders["llama"], slots=3, threads=1) for _ in range(2))
+    contexts = [CONTEXT, np.arange(100, 171, dtype=np.int32)]
+    for one in (joined, apart):
+        one.prefill([2, 0], contexts)
+    for step, drafts, parents, committed in (
+        (0, [], [], []), (1, [7, 8, 9], [-1, 0, 1], [5]), (1, [7, 8, 9], [-1, 0, 1], []),
+        (2, [7, 9], [-1, -1], [7, 8]), (3, [], [], []),
+    ):  # fmt: skip
+        tree = DraftTree(np.array(drafts, np.int32), np.array(parents, np.int32))
+        whole = LookaheadState(noise_key=1, width=4, depth=2, limit=99, start=step, step=step, drafts=tree).window()
+        windows = [whole, whole.exact_only()]
+        for one in (joined, apart):
+            one.commit([2, 0], [np.array(committed, np.int32)] * 2)
+        for a, b in zip(joined.step_joined([2, 0], windows), apart.step([2, 0], windows), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+        assert [len(a) for a in apart.step([2, 0], windows)] == [whole.rows, whole.exact]
+        apart.step([2, 0], windows)
+        joined.step_joined([2, 0], windows)
+    assert [joined.forward_passes(i) for i in (0, 2)] == [1 + 5 * 2] * 2
+    assert [joined.slot_bytes(i) for i in (0, 2)] == [apart.slot_bytes(i) for i in (0, 2)]
+    windows = [window(4, start=4), window(4, start=4)]
+    for a, b in zip(joined.step_joined([2, 0], windows), apart.step([2, 0], windows), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_long_context_is_read_in_pieces(folders: dict[str, Path]) -> None:
     context = (np.arange(600) % 250).astype(np.int32)
     ours, theirs = OnnxEngine(folders["llama"], threads=1), TorchEngine(*load(folders["llama"]), slots=1)
