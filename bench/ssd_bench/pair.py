@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ssd_client.options import GenerateOptions, decode_params
+from ssd_client.options import GenerateOptions, decode_params, with_drafts
 from ssd_client.prompt import Contexts, Passage, build_contexts, parse_prompt
 from ssd_diffusion.engine import Engine
 from ssd_diffusion.ensemble import Ensemble, Review, Weights
+from ssd_diffusion.lookahead import Drafter
 from ssd_diffusion.members import EngineMember
 from ssd_diffusion.sampler import DecodeParams
 from ssd_diffusion.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ class Pair:
         tokenizer: shared.
         weights: lambda and alpha as the expert's card has them.
         retrieve: passages for a text, best first.
+        drafter: what adds to drafts what the tokens before say; None: nothing is drafted.
         about: settings of expert and core, for the report.
     """
 
@@ -44,6 +46,7 @@ class Pair:
     tokenizer: Tokenizer
     weights: Weights
     retrieve: Retrieve
+    drafter: Drafter | None = None
     about: str = ""
 
     @property
@@ -66,6 +69,7 @@ class Pair:
     def params(self, decoder: DecoderKind, *, max_tokens: int, projection: Literal["greedy", "sample"]) -> DecodeParams:
         """The client's defaults for a decoder."""
         options = GenerateOptions(prompt="-", decoder=decoder, max_tokens=max_tokens, projection=projection)
+        options = with_drafts(options, taught=self.drafter is not None, decoders=None)
         return decode_params(options, self.core.spec, self.eos_ids)
 
     @contextmanager
@@ -85,7 +89,9 @@ class Pair:
             private = EngineMember(self.expert, 0, expert_ids, name="expert")
         if weights.alpha > 0 and len(expert_ids) != len(core_ids):
             public = EngineMember(self.expert, 1, core_ids, name="expert without context")
-        with Ensemble(core=core, private=private, public=public, weights=weights, review=review) as ensemble:
+        with Ensemble(
+            core=core, private=private, public=public, weights=weights, review=review, core_drafts=False
+        ) as ensemble:  # fmt: skip
             yield ensemble
 
 
@@ -118,6 +124,7 @@ def open_pair(home: Path, *, expert: str | None = None, core: str = "packaged", 
         expert=opened.engine,
         tokenizer=opened.tokenizer,
         weights=Weights(lam=card.lam, alpha=card.alpha),
+        drafter=opened.transition,
         retrieve=lambda text: find_passages(opened.folder, home, text, passages),
         about=about,
     )

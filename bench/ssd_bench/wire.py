@@ -13,14 +13,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from ssd_client.options import GenerateOptions
 from ssd_client.received import WIRE_CODECS, Received
+from ssd_diffusion import lookahead
+from ssd_diffusion.draft_tree import DraftTree
 from ssd_diffusion.ensemble import Weights
 from ssd_diffusion.keys import noise_key
+from ssd_diffusion.lookahead import choose, worth
 from ssd_diffusion.sampler import DecodeParams, StepEvent, denoise, project
 from ssd_diffusion.window import StepRecord, Window
 from ssd_kernels.codec import CodecSpec, encode
 from ssd_kernels.combine import entropy, fuse, log_softmax
 from ssd_kernels.types import F32, F64, I32, I64, Purpose, TokenSets
 from ssd_protos import packing
+from ssd_protos.limits import AHEAD_K
 from ssd_protos.ssd.v1 import ssd_pb2
 
 from ssd_bench.pair import Pair
@@ -37,6 +41,7 @@ class Tally:
 
     Attributes:
         up, down: bytes of each pass.
+        carried: rows that the device chooses from, in each pass.
         rows: draws compared.
         same: of them, how many are the exact draw.
         kl: KL(exact || received) of each fused row, nats: what S1 loses on average where the text follows the ensemble.
@@ -46,6 +51,7 @@ class Tally:
 
     up: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
+    carried: list[int] = field(default_factory=list)
     rows: int = 0
     same: int = 0
     kl: list[float] = field(default_factory=list)
@@ -76,17 +82,19 @@ class Channel:
         self.codec, self.tally = codec, Tally()
         self._weights, self._vocab, self._limit = weights, vocab, limit
 
-    def fused(self, members: Members, *, up_bytes: int) -> F32:
-        """What the device fuses after this pass crossed the wire; counts the bytes."""
+    def fused(self, members: Members, *, up_bytes: int, drafts: DraftTree | None = None) -> F32:
+        """What the device fuses after this pass crossed the wire; counts the bytes. `drafts`: of a pass with some."""
         received = Received(self.codec, vocab=self._vocab, tail=None, weights=self._weights, limit=self._limit)
         rows = len(members.core)
         self.tally.up.append(up_bytes)
         self.tally.down.append(0)
+        self.tally.carried.append(rows)
 
         def carry(k: int) -> F32:
-            message = answer(members.core, self.codec, index=len(self.tally.up), wider=k)
+            shown = members.core[:1] if k and drafts is not None else members.core
+            message = answer(shown, self.codec, index=len(self.tally.up), wider=k, drafts=None if k else drafts)
             self.tally.down[-1] += FRAME_BYTES + message.ByteSize()
-            return received.read(message.result.logits, rows, k)
+            return received.read(message.result.logits, len(shown), k)
 
         def wider(k: int) -> F32:
             self.tally.up[-1] += up_bytes + 3
@@ -107,9 +115,12 @@ def fuse_members(members: Members, weights: Weights) -> F32:
     )  # fmt: skip
 
 
-def answer(logits: F32, spec: CodecSpec, *, index: int, wider: int = 0) -> ssd_pb2.DenoiseResponse:
-    """The node's message for one pass of a sliding window."""
-    data = encode(logits, spec, leading=1, wider=wider)
+def answer(
+    logits: F32, spec: CodecSpec, *, index: int, wider: int = 0, drafts: DraftTree | None = None
+) -> ssd_pb2.DenoiseResponse:
+    """The node's message for one pass, of a sliding window or with drafts."""
+    later = None if drafts is None else worth(logits, drafts, most=spec.k, least=AHEAD_K)
+    data = encode(logits, spec, leading=1, wider=wider, later=later)
     packed = ssd_pb2.Logits(codec=WIRE_CODECS[spec.kind], dtype=_DTYPES[spec.kind], shape=logits.shape, data=data)
     return ssd_pb2.DenoiseResponse(
         result=ssd_pb2.StepResult(index=index, logits=packed, queue_us=1000, compute_us=100_000)
@@ -123,6 +134,8 @@ def request_bytes(record: StepRecord | None, *, index: int, vocab: int) -> int:
         step.w_hat = packing.pack_ids(record.w_hat.ids, vocab)
         step.w_hat_counts = packing.pack_counts(np.diff(record.w_hat.offsets))
         step.accepted = packing.pack_flags(record.accepted)
+        if record.parents is not None:
+            step.parents = (record.parents + 1).astype(np.uint8).tobytes()
     return FRAME_BYTES + ssd_pb2.DenoiseRequest(step=step).ByteSize()
 
 
@@ -143,6 +156,8 @@ def decode_once(
 ) -> int:
     """One answer by the client's defaults, every pass carried over every channel; returns its tokens."""
     params = pair.params("diffusion", max_tokens=max_tokens, projection="sample")
+    if params.drafts:
+        return _look_ahead(pair, core_ids, expert_ids, params, chans, seed)
     seen: list[Members] = []
     record: StepRecord | None = None
     tokens = 0
@@ -157,6 +172,55 @@ def decode_once(
             compare_pass(seen.pop(), event, params, chans, draw_key=seed, up_bytes=up)
             record, tokens = event.decision.record, tokens + len(event.committed)
     return tokens
+
+
+def _look_ahead(
+    pair: Pair, core_ids: I32, expert_ids: I32, params: DecodeParams, chans: Sequence[Channel], seed: int
+) -> int:
+    """As `decode_once`, with drafts: of every pass the rows are compared that a token was chosen from."""
+    seen: list[Members] = []
+    record: StepRecord | None = None
+    tokens = 0
+
+    def review(core: F32, private: F32 | None, public: F32 | None) -> F32:
+        seen.append(Members(core, private, public))
+        return core
+
+    with pair.open("ensemble", core_ids, expert_ids, review=review) as ensemble:
+        events = lookahead.decode(
+            ensemble, params, expert_ids[-2:], pair.drafter, noise_key=noise_key(seed), draw_key=seed
+        )
+        for event in events:
+            up = request_bytes(record, index=event.window.step, vocab=pair.core.spec.vocab)
+            _compare_drafted(seen.pop(), event, params, chans, draw_key=seed, up_bytes=up)
+            record, tokens = event.decision.record, tokens + len(event.committed)
+    return tokens
+
+
+def _compare_drafted(
+    members: Members, event: StepEvent, params: DecodeParams, chans: Sequence[Channel], *, draw_key: int, up_bytes: int
+) -> None:
+    window = event.window
+    parents = np.zeros(0, np.int32) if window.parents is None else window.parents
+    drafts, rows = DraftTree(window.w_hat.ids, parents), [0]
+    for token in event.committed[:-1].tolist():
+        draft = drafts.step(rows[-1] - 1, token)
+        if draft is None:  # kept by leniency, or cut off by the end of the answer
+            break
+        rows.append(draft + 1)
+
+    def chosen(fused: F32) -> list[int]:
+        return [
+            int(choose(fused[row : row + 1], params, draw_key=draw_key, first=window.start + place)[0])
+            for place, row in enumerate(rows)
+        ]
+
+    exact = chosen(event.fused)
+    for channel in chans:
+        got = channel.fused(members, up_bytes=up_bytes, drafts=drafts)
+        channel.tally.rows += len(rows)
+        channel.tally.same += sum(a == b for a, b in zip(exact, chosen(got), strict=True))
+        channel.tally.kl += divergence(event.fused[rows], got[rows]).tolist()
 
 
 def compare_pass(

@@ -94,8 +94,7 @@ def _decode(options: Options, *, until: float) -> Part:
             asked += 1
             advance()
     about = f"{asked} questions about the sample folder, client defaults, {tokens} tokens in all. {pair.about}"
-    block = pair.params("diffusion", max_tokens=most, projection="sample").block
-    return Part("Default decode", about, block, spec.vocab, chans)
+    return Part("Default decode", about, spec.vocab, chans)
 
 
 def _synthetic(options: Options) -> Part:
@@ -107,4 +106,4 @@ def _synthetic(options: Options) -> Part:
             chans, weights=weights, passes=options.passes, seed=options.seed, advance=advance, **sizes
         )
     about = f"Made-up logits of core and expert, lambda .5; the fused rows have {nats:.2f} nats of entropy on average."
-    return Part("Synthetic logits", about, channels=chans, **sizes)
+    return Part("Synthetic logits", about, suite.SYNTHETIC_VOCAB, chans)

@@ -60,7 +60,7 @@ class Received:
         self._last: Decoded | None = None
         self._k = codec.k
         self._sum, self._rows, self._worst, self._again = 0.0, 0, 0.0, 0
-        self.ask: Callable[[int], F32] | None = None
+        self.ask: Callable[[int], F32] | None = None  # (entries) -> the first rows once more, with so many entries
 
     def read(self, logits: ssd_pb2.Logits, rows: int, k: int) -> F32:
         """The message as float32 [rows, V]. Raises CodecError."""
@@ -85,15 +85,20 @@ class Received:
         return decode(logits.data, rows=rows, vocab=self._vocab, spec=AHEAD_CODEC, tail_logp=self._tail)
 
     def review(self, core: F32, private: F32 | None, public: F32 | None) -> F32:
-        """The core's logits to use: these, or wider ones where the bound at the first position is over the limit."""
+        """The core's logits to use: these, or wider ones where the bound at the first position is over the limit.
+
+        It asks once: where a wider answer leaves the bound high, the token that the expert wants is one of which the
+        core says next to nothing, and so would any number of entries.
+        """
         core = self._reshaped(core, private, public)
         bound = self._bound(private, public)
-        while self.ask is not None and bound is not None and bound[0] > self._limit and self._k < self._vocab:
+        most = min(self._vocab, 0xFFFF)
+        if self.ask is not None and bound is not None and bound[0] > self._limit and self._k < most:
             self._again += 1
-            core = self._reshaped(self.ask(min(self._vocab, _WIDER * self._k, 0xFFFF)), private, public)
-            bound = self._bound(private, public)
-            if self._k >= 0xFFFF:
-                break
+            wider = self.ask(min(most, _WIDER * self._k))
+            local = [None if rows is None else rows[: len(wider)] for rows in (private, public)]
+            core = np.concatenate([self._reshaped(wider, *local), core[len(wider) :]])
+            bound[: len(wider)] = self._bound(*local)
         if bound is not None:
             self._sum += float(bound.sum())
             self._rows += len(bound)

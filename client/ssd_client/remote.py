@@ -265,6 +265,7 @@ class RemoteMember:
         self._session_id = ""
         self._aborted = threading.Event()
         self._open_positions, self._exact, self._ahead = 0, 0, 0
+        self._drafted = False
         self._passes = 0
         self.reconnects = 0
 
@@ -305,11 +306,11 @@ class RemoteMember:
         return logits
 
     def again(self, k: int) -> F32:
-        """The exact rows of the last pass once more, with k entries each. [window.exact, V]"""
+        """The rows of the last pass once more, with k entries each; looking ahead, the first row alone. [n, V]"""
         message = ssd_pb2.Step()
         message.CopyFrom(self._history[-1])
         message.k = k
-        return self._results(message)[: self._exact]
+        return self._results(message)
 
     def close(self) -> None:
         """End the session. Safe to call twice."""
@@ -342,6 +343,7 @@ class RemoteMember:
             if window.parents is not None:
                 message.parents = (window.parents + 1).astype(np.uint8).tobytes()
         self._open_positions, self._exact, self._ahead = len(window.u), window.exact, window.rows - window.exact
+        self._drafted = window.drafts is not None
         return message
 
     def _ask(self, message: ssd_pb2.Step) -> F32:
@@ -353,8 +355,8 @@ class RemoteMember:
         result = self._exchange(lambda session, left_s: session.ask(message, left_s))
         self._passes += 1
         try:
-            exact = self._reader.read(result.logits, self._exact, message.k)
-            if not self._ahead:
+            exact = self._reader.read(result.logits, 1 if message.k and self._drafted else self._exact, message.k)
+            if not self._ahead or message.k:
                 return exact
             return np.concatenate([exact, self._reader.read_ahead(result.ahead, self._ahead)])
         except KernelError as error:

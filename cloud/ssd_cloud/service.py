@@ -20,13 +20,14 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from ssd_diffusion.engine import ModelSpec
+from ssd_diffusion.lookahead import LookaheadState, worth
 from ssd_diffusion.sampler import Decision, cut_at_end, decide
 from ssd_diffusion.ssdlm import BlockState, decide_block
 from ssd_diffusion.window import WindowState
 from ssd_kernels import codec
 from ssd_kernels.combine import log_softmax
 from ssd_kernels.errors import KernelError
-from ssd_kernels.types import F32, Purpose
+from ssd_kernels.types import F32, I32, Purpose
 from ssd_protos.limits import AHEAD_K, PROTOCOL, Limits
 from ssd_protos.packing import pack_counts, pack_flags, pack_ids
 from ssd_protos.ssd.v1 import ssd_pb2, ssd_pb2_grpc
@@ -276,13 +277,17 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
 
     async def _result(self, session: Session, computed: Computed, *, k: int) -> ssd_pb2.StepResult:
         decoder, spec = session.request.decoder, session.request.codec
-        exact = session.window.exact
-        leading = 1 if decoder == "window" else None  # what a sliding window decides next
+        exact = 1 if k and decoder == "lookahead" else session.window.exact
+        leading = None if decoder in ("ar", "ssdlm") else 1  # what is decided in any case
+        later: I32 | None = None
+        if isinstance(session.state, LookaheadState) and not k:
+            drafts = session.state.drafts
+            later = await asyncio.to_thread(worth, computed.logits[:exact], drafts, most=spec.k, least=AHEAD_K)
         result = ssd_pb2.StepResult(
             index=session.index, queue_us=computed.queue_us, compute_us=computed.compute_us,
-            logits=await _encoded(computed.logits[:exact], spec, leading=leading, wider=k),
+            logits=await _encoded(computed.logits[:exact], spec, leading=leading, wider=k, later=later),
         )  # fmt: skip
-        if decoder == "lookahead" and not session.request.exact_only:
+        if decoder == "lookahead" and not session.request.exact_only and not k:
             result.ahead.CopyFrom(await _encoded(computed.logits[exact:], AHEAD_CODEC, leading=None, wider=0))
         return result
 
@@ -338,9 +343,11 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
             self._calls.discard(task)
 
 
-async def _encoded(logits: F32, spec: codec.CodecSpec, *, leading: int | None, wider: int) -> ssd_pb2.Logits:
+async def _encoded(
+    logits: F32, spec: codec.CodecSpec, *, leading: int | None, wider: int, later: I32 | None = None
+) -> ssd_pb2.Logits:
     try:
-        data = await asyncio.to_thread(codec.encode, logits, spec, leading=leading, wider=wider)
+        data = await asyncio.to_thread(codec.encode, logits, spec, leading=leading, wider=wider, later=later)
     except KernelError as error:  # NaN or infinite logits
         _log.error("logits cannot be sent", extra={"error": type(error).__name__})
         raise EngineFailed from error

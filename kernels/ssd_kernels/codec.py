@@ -5,7 +5,7 @@ decoder spreads that mass over the others in proportion to unigram^TAIL_POWER, t
 hold (uniform where they hold none); `tail.reshape_tail` does better where the receiver runs a member of its own.
 
 In a window that slides, the leftmost position is decided next and the later ones come back in a later pass: rows after
-the leading ones keep k / LATER_PART entries.
+the leading ones keep k / LATER_PART entries. In a pass that looks ahead they keep what the caller says they are worth.
 
 Knows nothing about messages, sessions or models.
 """
@@ -21,13 +21,13 @@ from ssd_kernels import topk
 from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.combine import log_softmax, log_softmax_f64
 from ssd_kernels.errors import CodecError, InvalidInput
-from ssd_kernels.types import F32, F64, Bool
+from ssd_kernels.types import F32, F64, I32, Bool
 
 CodecKindName: TypeAlias = Literal["dense-f32", "dense-f16", "top-k"]
 KINDS: tuple[CodecKindName, ...] = ("dense-f32", "dense-f16", "top-k")
-DEFAULT_K = 8192
-DEFAULT_RESIDUAL = 1e-6
-LATER_PART = 16
+DEFAULT_K = 2048
+DEFAULT_RESIDUAL = 1e-4
+LATER_PART = 4
 TAIL_POWER = 0.5
 _MAX_K = 65_535
 
@@ -98,15 +98,22 @@ class Decoded:
 
 
 def encode(
-    logits: F32, spec: CodecSpec, *, leading: int | None = None, wider: int = 0, backend: BackendName | None = None
+    logits: F32,
+    spec: CodecSpec,
+    *,
+    leading: int | None = None,
+    wider: int = 0,
+    later: I32 | None = None,
+    backend: BackendName | None = None,
 ) -> bytes:
     """Rows of logits as bytes.
 
     Args:
         logits: finite logits or log-probabilities, [B, V].
         spec: codec and settings.
-        leading: top-k: rows from this one on keep at most k / LATER_PART entries; None: all rows are leading.
+        leading: top-k: rows from this one on keep at most k / LATER_PART entries, or `later`; None: all rows lead.
         wider: top-k: leading rows keep exactly so many entries (at most V) whatever the settings say; 0: they do not.
+        later: top-k: most entries of every row, which only those after the leading ones are held to. [B]
         backend: numpy, numba or None.
 
     Raises:
@@ -125,8 +132,10 @@ def encode(
         return logits.astype("<f2").tobytes()
     logp = log_softmax(logits, backend=backend)
     lead = len(logp) if leading is None else leading
-    first, later = (wider, 0.0) if wider else (spec.k, spec.residual), (max(1, spec.k // LATER_PART), spec.residual)
-    return b"".join(topk.encode_row(row, *(first if i < lead else later)) for i, row in enumerate(logp))
+    first = (wider, 0.0) if wider else (spec.k, spec.residual)
+    most = np.full(len(logp), spec.k // LATER_PART) if later is None else later
+    rest = [(min(spec.k, max(1, int(k))), spec.residual) for k in most]
+    return b"".join(topk.encode_row(row, *(first if i < lead else rest[i])) for i, row in enumerate(logp))
 
 
 def decode(

@@ -73,28 +73,32 @@ def test_a_shared_unigram_has_a_say_beside_the_expert() -> None:
     assert not np.array_equal(got, reshape_tail(seen, expert).logp)
 
 
-def test_a_wider_answer_is_asked_for_until_the_bound_holds() -> None:
+@pytest.mark.parametrize("count", [ROWS, 1])
+def test_a_wider_answer_is_asked_for_once_where_the_bound_is_high(count: int) -> None:
+    """Of all rows, or of the first alone, as a node that looks ahead sends it."""
     spec = CodecSpec(kind="top-k", k=2, residual=0.0)
-    core = rows(1)
-    one, asked = received(spec, limit=0.1), []
+    core, private, public = rows(1), rows(2), rows(3)
+    one, asked = received(spec, limit=0.1, alpha=0.5), []
 
     def again(k: int) -> np.ndarray:
         asked.append(k)
-        return one.read(message(core, CodecSpec(kind="top-k", k=k, residual=0.0)), ROWS, k)
+        return one.read(message(core[:count], CodecSpec(kind="top-k", k=k, residual=0.0)), count, k)
 
     one.ask = again
-    one.review(one.read(message(core, spec), ROWS, 0), rows(2), None)
-    assert asked
-    assert asked == sorted(asked)
-    assert all(k <= V for k in asked)
+    found = one.review(one.read(message(core, spec), ROWS, 0), private, public)
+    assert asked == [8]
+    wide, narrow = (CodecSpec(kind="top-k", k=k, residual=0.0) for k in (8, 2))
+    for i in range(ROWS):
+        sent = wide if i < count else narrow
+        seen = decode_full(encode(core[i : i + 1], sent), rows=1, vocab=V, spec=sent)
+        np.testing.assert_allclose(found[i : i + 1], reshape_tail(seen, public[i : i + 1]).logp, atol=1e-6)
     bound = one.bound()
     assert bound is not None
-    assert bound.asked_again == len(asked)
-    asked.clear()
+    assert bound.asked_again == 1
     fine = received(spec, limit=1.0)
     fine.ask = again
-    fine.review(fine.read(message(core, spec), ROWS, 0), rows(2), None)
-    assert asked == []
+    fine.review(fine.read(message(core, spec), ROWS, 0), private, None)
+    assert asked == [8]
 
 
 def test_nonsense_is_refused() -> None:

@@ -143,6 +143,10 @@ async def test_a_core_that_need_not_draft_sends_exact_rows_alone(start_node):
         assert list(found[False].ahead.shape) == [6, 256]
         assert not found[True].HasField("ahead")
         assert found[True].logits == found[False].logits
+        request.step.k = 9
+        wider = (await run.stub.DenoiseStep(request)).result
+        assert list(wider.logits.shape) == [1, 256]
+        assert not wider.HasField("ahead")
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,17 @@ def test_two_members_are_fused_in_every_row(make_engine: Callable, make_member: 
     assert all(0.0 < share < 1.0 for e in events for share in e.core_share)
 
 
+def test_a_row_is_worth_its_paths_probability() -> None:
+    rows = np.log(np.array([[0.7, 0.2, 0.1], [0.5, 0.5, 1e-30], [0.1, 0.1, 0.8], [1 / 3] * 3], np.float32))
+    tree = DraftTree(np.array([0, 1, 1], np.int32), np.array([ROOT, 0, ROOT], np.int32))
+    assert lookahead.worth(rows, tree, most=1000, least=10).tolist() == [1000, 700, 350, 200]
+    tree = DraftTree(np.array([0, 2, 1], np.int32), np.array([ROOT, 0, ROOT], np.int32))
+    assert lookahead.worth(rows, tree, most=1000, least=10).tolist() == [1000, 700, 10, 200]
+    assert lookahead.worth(rows, tree, most=8, least=10).tolist() == [8, 8, 8, 8]
+    rows[0, 0] = np.nan
+    assert lookahead.worth(rows, tree, most=1000, least=10).tolist()[0] == 1000
+
+
 @pytest.mark.parametrize("core_drafts", [True, False])
 def test_who_drafts_changes_no_token(make_engine: Callable, make_member: Callable, core_drafts: bool) -> None:
     engines = [make_engine(seed=seed) for seed in (1, 8, 3)]

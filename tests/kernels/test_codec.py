@@ -55,6 +55,16 @@ def test_spec_refuses(text):
         CodecSpec.parse(text)
 
 
+def test_later_rows_are_held_to_what_they_are_worth():
+    rows, spec = rows_of(4, 500), CodecSpec(k=100, residual=0.0)
+    data = encode(rows, spec, leading=1, later=np.array([7, 30, 900, 0], np.int32))
+    seen = decode_full(data, rows=4, vocab=500, spec=spec)
+    assert seen.head.sum(axis=1).tolist() == [100, 30, 100, 1]
+    wider = encode(rows, spec, leading=1, wider=300, later=np.array([7, 30, 900, 0], np.int32))
+    seen = decode_full(wider, rows=4, vocab=500, spec=CodecSpec(k=300))
+    assert seen.head.sum(axis=1).tolist() == [300, 30, 100, 1]
+
+
 def test_spec_refuses_a_kind_made_by_hand():
     with pytest.raises(InvalidInput, match="dense-f8"):
         CodecSpec(kind="dense-f8")
@@ -174,7 +184,7 @@ def test_later_rows_keep_a_part_and_a_wider_answer_widens_the_leading_ones():
     got = decode_full(encode(x, spec, leading=1), rows=3, vocab=301, spec=spec)
     assert got.head.sum(axis=1).tolist() == [160, 160 // LATER_PART, 160 // LATER_PART]
     more = decode_full(encode(x, spec, leading=1, wider=200), rows=3, vocab=301, spec=CodecSpec(k=200))
-    assert more.head.sum(axis=1).tolist() == [200, 10, 10]
+    assert more.head.sum(axis=1).tolist() == [200, 160 // LATER_PART, 160 // LATER_PART]
     everything = encode(x[:1], spec, leading=1, wider=500)
     assert decode_full(everything, rows=1, vocab=301, spec=CodecSpec(k=500)).head.all()
 

@@ -466,7 +466,7 @@ class Step(_message.Message):
     AUTOREGRESSIVE: may be empty.
     """
     k: _builtins.int
-    """TOP_K: entries wanted for this pass (0: as opened)."""
+    """TOP_K: entries wanted for this pass (0: as opened). LOOKAHEAD: the row after the committed text comes alone then."""
     skip: _builtins.bool
     """The pass is taken without the core: the node moves the window and commits, and answers without logits."""
     parents: _builtins.bytes
