@@ -1,8 +1,8 @@
 """`python -m ssd_bench SUITE`: the one entry point of the benchmarks.
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
-does with them is its run: `kernels_run`, `wire_run`, `floor_run`, `personalize_run`, `personal.run`, `quality.run`,
-`ablation.run`.
+does with them is its run: `kernels_run`, `wire_run`, `step_run`, `floor_run`, `personalize_run`, `personal.run`,
+`quality.run`, `ablation.run`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def _main(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         kernels()
         wire()
+        step()
 
 
 @app.command()
@@ -97,6 +98,23 @@ def kernels(
         rounds=rounds, vocabs=suite.VOCABS if growth else (), blocks=suite.BLOCKS if growth else (), seed=seed,
         out=out, results=results,
     )  # fmt: skip
+    _show(suite.run(options), as_json)
+
+
+@app.command()
+def step(
+    home: Home = None,
+    core: Core = "packaged",
+    rounds: Annotated[int, typer.Option(min=7, help="Rounds of every comparison.")] = 11,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the context.")] = 0,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """One pass of the expert as the device runs it, against eager torch."""
+    from ssd_bench import step_run as suite
+
+    options = suite.Options(home=home or default_home(), core=core, rounds=rounds, seed=seed, out=out, results=results)
     _show(suite.run(options), as_json)
 
 

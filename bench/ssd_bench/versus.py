@@ -39,8 +39,8 @@ class Rounds:
         return min(self.ratios), max(self.ratios)
 
     def __str__(self) -> str:
-        low, high = self.spread
-        return f"{self.ratio:.1f} ({low:.1f} to {high:.1f})"
+        ratio, low, high = (f"{x:.2f}" if x < 10 else f"{x:.0f}" for x in (self.ratio, *self.spread))
+        return f"{ratio} ({low} to {high})"
 
 
 def by_turns(plain: Callable[[], object], ours: Callable[[], object], rounds: int) -> Rounds:

@@ -29,7 +29,7 @@ def test_turns_are_counted_and_paired() -> None:
 
 def test_a_ratio_is_a_median_of_rounds() -> None:
     rounds = Rounds((4.0, 9.0, 2.0), (2.0, 3.0, 2.0))
-    assert (rounds.ratio, rounds.spread, str(rounds)) == (2.0, (1.0, 3.0), "2.0 (1.0 to 3.0)")
+    assert (rounds.ratio, rounds.spread, str(rounds)) == (2.0, (1.0, 3.0), "2.00 (1.00 to 3.00)")
     assert together([rounds, Rounds((4.0, 3.0, 2.0), (2.0, 1.0, 2.0))]).plain == (8.0, 12.0, 4.0)
 
 
