@@ -1,8 +1,8 @@
 """`python -m ssd_bench SUITE`: the one entry point of the benchmarks.
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
-does with them is its run: `kernels_run`, `wire_run`, `step_run`, `floor_run`, `personalize_run`, `personal.run`,
-`quality.run`, `ablation.run`.
+does with them is its run: `kernels_run`, `wire_run`, `step_run`, `decode_run`, `floor_run`, `personalize_run`,
+`personal.run`, `quality.run`, `ablation.run`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def _main(context: typer.Context) -> None:
         kernels()
         wire()
         step()
+        decode()
 
 
 @app.command()
@@ -115,6 +116,30 @@ def step(
     from ssd_bench import step_run as suite
 
     options = suite.Options(home=home or default_home(), core=core, rounds=rounds, seed=seed, out=out, results=results)
+    _show(suite.run(options), as_json)
+
+
+@app.command()
+def decode(
+    home: Home = None,
+    expert: Expert = None,
+    core: Core = "packaged",
+    base: Annotated[str, typer.Option(help="The decoder that the core came from.")] = "packaged",
+    examples: Examples = Path("examples"),
+    limit: Annotated[int, typer.Option(min=7, max=100, help="Prompts, and questions.")] = 12,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of a text.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and draws.")] = 0,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Tokens a second of the core alone and of the ensemble, against what each replaces."""
+    from ssd_bench import decode_run as suite
+
+    options = suite.Options(
+        home=home or default_home(), expert=expert, core=core, base=base, examples=examples, limit=limit,
+        tokens=tokens, seed=seed, out=out, results=results,
+    )  # fmt: skip
     _show(suite.run(options), as_json)
 
 

@@ -110,11 +110,11 @@ def open_pair(home: Path, *, expert: str | None = None, core: str = "packaged", 
     from ssd_client.answer import open_expert
     from ssd_client.retrieval import find_passages
     from ssd_client.store import Store
-    from ssd_cloud.models import load, resolve
+    from ssd_cloud.models import load_quickest, resolve
 
     opened = open_expert(Store(home), expert)
     card = opened.card
-    engine = load(resolve(core, home), slots=1, batch_width=1, threads=None)
+    engine = load_quickest(resolve(core, home), home, slots=1, batch_width=1, threads=None)
     about = (
         f"Core {engine.spec.model_id}; expert {card.name} on {opened.engine.spec.model_id}, {card.documents} "
         f"documents, lambda {card.lam:g}, alpha {card.alpha:g}."

@@ -66,7 +66,7 @@ class OnnxEngine(SlotEngine[F32]):
         chosen = precision or _chosen(folder / ONNX_DIR)
         if chosen not in GRAPHS:
             raise InvalidModel(f"there is no precision {chosen!r}; use {' or '.join(GRAPHS)}")
-        self.precision = chosen
+        self.folder, self.precision = folder, chosen
         self._maps = load_maps(folder / ONNX_DIR)
         self._session = open_session(folder / ONNX_DIR / GRAPHS[chosen], threads)
         self._names = [one.name for one in self._session.get_inputs()]

@@ -55,11 +55,11 @@ def test_bad_input_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, cod
 
 def test_no_suite_runs_them_in_turn(monkeypatch, capsys):
     called = []
-    for name in ("kernels", "wire", "step"):
+    for name in ("kernels", "wire", "step", "decode"):
         monkeypatch.setattr(cli, name, lambda *, _name=name, **options: called.append((_name, options)))
     code, _ = run(monkeypatch, capsys)
     assert code == 0
-    assert called == [("kernels", {}), ("wire", {}), ("step", {})]
+    assert called == [("kernels", {}), ("wire", {}), ("step", {}), ("decode", {})]
 
 
 def test_a_reports_command_names_no_folder_of_this_machine(monkeypatch):

@@ -26,7 +26,7 @@ def made(tmp_path_factory, tiny_folders) -> tuple[Path, Path, Path]:
     rows = [
         {"id": t, "question": f"Who signs for the {t}?", "answer": f"Ms {t.title()}", "accept": [t.title()],
          "document": f"company/{t}.md"}
-        for t in TOPICS[:2]
+        for t in TOPICS
     ]  # fmt: skip
     (root / "examples" / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     core, _ = tiny_folders
@@ -53,6 +53,20 @@ def test_wire_on_a_registered_expert(made, tmp_path):
     assert [p["name"] for p in json.loads(done.stdout)["parts"]] == ["Default decode"]
     rows = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
     assert {row["suite"] for row in rows} == {"wire"}
+
+
+@pytest.mark.slow
+def test_decode_on_a_registered_expert(made, tmp_path):
+    home, examples, core = made
+    shared = ("--home", home, "--examples", examples, "--core", core, "--base", core, "--out", tmp_path, "--json")
+    done = run("decode", *shared, "--limit", 7, "--tokens", 6, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["ratio"] > 0 for row in json.loads(done.stdout)["rows"]] == [True, True]
+    page = (tmp_path / "performance.md").read_text()
+    assert "## Tokens a second" in page
+    assert "core alone / its base in transformers" in page
+    rows = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
+    assert [(row["n"], row["target"]) for row in rows] == [(7, 1.5), (7, 100.0)]
 
 
 @pytest.mark.slow
