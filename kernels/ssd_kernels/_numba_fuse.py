@@ -76,10 +76,11 @@ def expert_term(
     private: F32, public: F32, alpha: float, top_p: float, normalise: bool, weights: I64, ids: I32, term: F64
 ) -> None:
     """private + alpha (private - public) on the private row's nucleus, private elsewhere. [V]"""
-    shift = log_total(private) if normalise else 0.0
+    total = log_total(private)
+    shift = total if normalise else 0.0
     for v in range(private.shape[0]):
         term[v] = float(private[v]) - shift
-    if public.shape[0] == 0 or alpha == 0.0:
+    if public.shape[0] == 0 or alpha == 0.0 or not math.isfinite(total):  # a row that says nothing has no nucleus
         return
     other = log_total(public) if normalise else 0.0
     for n in range(nucleus(private, float(largest(private)), top_p, 1.0, weights, ids)):
@@ -128,7 +129,7 @@ def _shaped(shape: F64, rates: F64, edge: float, mass: float) -> None:
         top = max(top, shape[n])
     low = 0.0
     for n in range(shape.shape[0]):
-        shape[n] = max(shape[n] - top, _DEEPEST) if top > -math.inf else 0.0
+        shape[n] = max(shape[n] - top, _DEEPEST) if math.isfinite(top) else 0.0
         low = min(low, shape[n])
     a = _scale(shape, low, edge, math.log(mass))
     cap, total = math.exp(-edge), 0.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.errors import InvalidInput
-from ssd_kernels.project import nucleus_mask
+from ssd_kernels.project import checked_rows, nucleus_mask
 from ssd_kernels.threads import over_rows
 from ssd_kernels.types import F32, F64
 
@@ -139,6 +139,8 @@ def _fuse_numba(
     none = np.empty((0, private.shape[1]), np.float32)
     spoken = [none if rows is None else np.ascontiguousarray(rows, np.float32) for rows in (core, private, public)]
     first_core = spoken[0] if lam < 1.0 else none
+    if len(spoken[2]) and alpha > 0.0:
+        checked_rows(spoken[1])  # the contrast acts on their nucleus
     out = np.empty(private.shape, np.float32)
     over_rows(
         len(out),

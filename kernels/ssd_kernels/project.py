@@ -19,8 +19,12 @@ from ssd_kernels.types import F32, I32, I64, Bool, Purpose, TokenSets
 WEIGHT_SCALE = 2.0**45
 
 
-def _rows(logp: F32) -> tuple[F32, F32]:
-    """The rows as contiguous float32 [B, V] and the largest value of each, refused where they say nothing."""
+def checked_rows(logp: F32) -> tuple[F32, F32]:
+    """The rows as contiguous float32 [B, V] and the largest value of each.
+
+    Raises:
+        InvalidInput: rows of another shape, or a row with NaN, +inf or nothing finite.
+    """
     logp = np.ascontiguousarray(logp, dtype=np.float32)
     if logp.ndim != 2 or logp.shape[1] == 0:
         raise InvalidInput(f"A projection needs rows of the shape [B, V], not {logp.shape}.")
@@ -52,7 +56,7 @@ def greedy(logp: F32, *, backend: BackendName | None = None) -> TokenSets:
         InvalidInput: a row with NaN, +inf or nothing finite.
     """
     resolve(backend)
-    return TokenSets.single(_rows(logp)[0].argmax(axis=1).astype(np.int32))
+    return TokenSets.single(checked_rows(logp)[0].argmax(axis=1).astype(np.int32))
 
 
 def nucleus_mask(logp: F32, top_p: float, *, temperature: float = 1.0, backend: BackendName | None = None) -> Bool:
@@ -64,7 +68,7 @@ def nucleus_mask(logp: F32, top_p: float, *, temperature: float = 1.0, backend: 
     _check(top_p, temperature)
     if temperature == 0.0:
         raise InvalidInput("A nucleus needs a temperature above 0; temperature 0 is the greedy choice.")
-    logp, peak = _rows(logp)
+    logp, peak = checked_rows(logp)
     if top_p >= 1.0:
         return np.asarray(~np.isneginf(logp))
     mask = np.zeros(logp.shape, np.bool_)
@@ -141,7 +145,7 @@ def sample(
     _check(top_p, temperature)
     if temperature == 0.0:
         return greedy(logp)
-    logp, peak = _rows(logp)
+    logp, peak = checked_rows(logp)
     rows = check_counter(positions, step, logp.shape[1])
     if len(rows) != len(logp):
         raise InvalidInput(f"A draw needs one position for each of the {len(logp)} rows, not {len(rows)}.")

@@ -13,6 +13,7 @@ from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.codec import Decoded, check_unigram
 from ssd_kernels.combine import expert_term, log_softmax
 from ssd_kernels.errors import CodecError, InvalidInput
+from ssd_kernels.project import checked_rows
 from ssd_kernels.threads import over_rows
 from ssd_kernels.topk import TAIL_FLOOR
 from ssd_kernels.types import F32, F64
@@ -149,6 +150,8 @@ def _bound_numba(
 
     out = np.empty(len(core.logp), np.float32)
     mine = np.ascontiguousarray(private, np.float32)
+    if public is not None and alpha > 0.0:
+        checked_rows(mine)  # the contrast acts on their nucleus
     others = np.empty((0, mine.shape[1]), np.float32) if public is None else np.ascontiguousarray(public, np.float32)
     over_rows(
         len(out),

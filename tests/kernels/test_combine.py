@@ -63,6 +63,17 @@ def test_rows_that_say_nothing_become_nan(bad, backend):
     assert np.isnan(logp[1]).any()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_contrast_with_rows_that_say_nothing_is_refused(bad, backend):
+    core, private, public = three(np.random.default_rng(1), v=700)
+    private[1] = bad
+    with pytest.raises(InvalidInput, match="Row 1"):
+        fuse(core, private, public, lam=0.5, alpha=0.5, backend=backend)
+    alone = fuse(core, private, None, lam=0.5, alpha=0.5, backend=backend)
+    assert np.isfinite(alone[[0, 2]]).all()
+    assert np.isnan(alone[1]).any()
+
+
 def test_one_dimension(backend):
     row = np.array([1.0, 2.0, 4.0], np.float32)
     np.testing.assert_allclose(log_softmax(row, backend=backend), slow_lsm(row), rtol=1e-6)

@@ -49,6 +49,17 @@ def test_bound_equal_on_backends(case, lam, alpha):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_local_rows_without_sense_shape_nothing(backend, value):
+    core = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
+    spec = CodecSpec(kind="top-k", k=5, residual=0.0)
+    seen = decode_full(encode(core, spec), rows=2, vocab=50, spec=spec)
+    local = np.full((2, 50), value, np.float32)
+    tail = reshape_tail(seen, local, backend=backend).logp[~seen.head].reshape(2, -1)
+    np.testing.assert_allclose(tail, np.repeat(tail[:, :1], tail.shape[1], axis=1), atol=1e-6)
+    assert np.isfinite(tail).all()
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_at_size(zipf_rows, shared):
     core, private, unigram = zipf_rows([0.2, 2.0, 5.0], 49_152, 1)
