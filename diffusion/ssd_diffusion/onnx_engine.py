@@ -1,8 +1,8 @@
-"""The device's engine: numbered slots over an exported graph, with numpy and onnxruntime only.
+"""The engine of a CPU, on device and node: numbered slots over an exported graph, with numpy and onnxruntime only.
 
 A pass reads [pending clean tokens | anchor | window] by the rules of `ssd_diffusion.layout`; the graph gives back the
 keys and values of the new tokens, which go into arrays allocated ahead. Every slot is a run of its own, so no row's
-bits depend on its companions. Knows nothing about sessions, text, sampling, or how the graph was made.
+bits depend on its companions, but for slots that a caller joins (`step_joined`). Knows nothing about sessions, text, sampling, or how the graph was made.
 """
 
 from __future__ import annotations
