@@ -6,8 +6,10 @@ lost, the expert writes alone and the answer says so. Knows nothing about the te
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,6 +27,8 @@ from ssd_diffusion.sampler import DecodeParams, StepEvent
 from ssd_diffusion.ssdlm import BlockState, decode_blocks
 from ssd_diffusion.tokenizer import Tokenizer
 from ssd_diffusion.window import WindowState
+from ssd_kernels.errors import KernelError
+from ssd_kernels.warm import warm_up
 
 from ssd_client import consent
 from ssd_client.consent import Ask, Disclosure
@@ -118,6 +122,7 @@ def generate(
     started = time.monotonic()
     stage = on_stage or (lambda _: None)
     prompt = parse_prompt(options.prompt)
+    threading.Thread(target=_warm, name="warm-up", daemon=True).start()
     stage("loading the expert")
     expert = open_expert(Store(home), options.expert)
     session = secrets.token_hex(8)
@@ -131,6 +136,12 @@ def generate(
             started += time.monotonic() - asked  # the user's time is not the answer's
         stage("answering")
         return _decode(run, on_progress, started)
+
+
+def _warm() -> None:
+    """Load the compiled kernels while the expert loads; what is wrong with them, the answer itself says."""
+    with contextlib.suppress(KernelError):
+        warm_up()
 
 
 def preview(options: GenerateOptions, *, home: Path) -> tuple[Disclosure | None, Contexts]:

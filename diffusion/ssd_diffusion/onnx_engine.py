@@ -2,7 +2,8 @@
 
 A pass reads [pending clean tokens | anchor | window] by the rules of `ssd_diffusion.layout`; the graph gives back the
 keys and values of the new tokens, which go into arrays allocated ahead. Every slot is a run of its own, so no row's
-bits depend on its companions, but for slots that a caller joins (`step_joined`). Knows nothing about sessions, text, sampling, or how the graph was made.
+bits depend on its companions, but for slots that a caller joins (`step_joined`). Knows nothing about sessions, text,
+sampling, or how the graph was made.
 """
 
 from __future__ import annotations
