@@ -26,13 +26,14 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
     saved = {name: sys.modules.pop(f"ssd_kernels.{name}", None) for name in KERNEL_MODULES}
     for name in KERNEL_MODULES:
-        fresh = importlib.import_module(f"ssd_kernels.{name}")
-        monkeypatch.setattr(ssd_kernels, name, fresh)
+        importlib.import_module(f"ssd_kernels.{name}")
     yield
     for name, module in saved.items():
         sys.modules.pop(f"ssd_kernels.{name}", None)
+        delattr(ssd_kernels, name)  # else every later test of this process would run uncompiled
         if module is not None:
             sys.modules[f"ssd_kernels.{name}"] = module
+            setattr(ssd_kernels, name, module)
 
 
 @pytest.fixture
