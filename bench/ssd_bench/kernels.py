@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 from ssd_diffusion.schedule import alpha_bar
+from ssd_kernels.backend import BackendName
 from ssd_kernels.codec import CodecSpec, Decoded, decode_full, encode
 from ssd_kernels.combine import fuse, log_softmax
 from ssd_kernels.project import nucleus_mask, sample
@@ -138,13 +139,13 @@ class Joining:
         seen = decode_full(encode(core, spec), rows=size.block, vocab=size.vocab, spec=spec)
         return Joining(seen, *near)
 
-    def join(self, backend: str) -> F32:
+    def join(self, backend: BackendName) -> F32:
         """The tail shaped, its bound, and the members added, on one of the backends."""
-        shaped = reshape_tail(self.core, self.public, backend=backend)  # type: ignore[arg-type]
+        shaped = reshape_tail(self.core, self.public, backend=backend)
         total_variation_bound(
-            shaped, self.private, self.public, lam=LAMBDA, alpha=ALPHA, backend=backend  # type: ignore[arg-type]
+            shaped, self.private, self.public, lam=LAMBDA, alpha=ALPHA, backend=backend
         )  # fmt: skip
-        return fuse(shaped.logp, self.private, self.public, lam=LAMBDA, alpha=ALPHA, backend=backend)  # type: ignore[arg-type]
+        return fuse(shaped.logp, self.private, self.public, lam=LAMBDA, alpha=ALPHA, backend=backend)
 
 
 def joining(size: Size, rounds: int, seed: int) -> Rounds:

@@ -156,8 +156,7 @@ def decode_once(
 ) -> int:
     """One answer by the client's defaults, every pass carried over every channel; returns its tokens."""
     params = pair.params("diffusion", max_tokens=max_tokens, projection="sample")
-    if params.drafts:
-        return _look_ahead(pair, core_ids, expert_ids, params, chans, seed)
+    compare = _compare_drafted if params.drafts else compare_pass
     seen: list[Members] = []
     record: StepRecord | None = None
     tokens = 0
@@ -167,32 +166,15 @@ def decode_once(
         return core
 
     with pair.open("ensemble", core_ids, expert_ids, review=review) as ensemble:
-        for event in denoise(ensemble, params, noise_key=noise_key(seed), draw_key=seed):
-            up = request_bytes(record, index=event.window.step, vocab=pair.core.spec.vocab)
-            compare_pass(seen.pop(), event, params, chans, draw_key=seed, up_bytes=up)
-            record, tokens = event.decision.record, tokens + len(event.committed)
-    return tokens
-
-
-def _look_ahead(
-    pair: Pair, core_ids: I32, expert_ids: I32, params: DecodeParams, chans: Sequence[Channel], seed: int
-) -> int:
-    """As `decode_once`, with drafts: of every pass the rows are compared that a token was chosen from."""
-    seen: list[Members] = []
-    record: StepRecord | None = None
-    tokens = 0
-
-    def review(core: F32, private: F32 | None, public: F32 | None) -> F32:
-        seen.append(Members(core, private, public))
-        return core
-
-    with pair.open("ensemble", core_ids, expert_ids, review=review) as ensemble:
-        events = lookahead.decode(
-            ensemble, params, expert_ids[-2:], pair.drafter, noise_key=noise_key(seed), draw_key=seed
-        )
+        if params.drafts:
+            events = lookahead.decode(
+                ensemble, params, expert_ids[-2:], pair.drafter, noise_key=noise_key(seed), draw_key=seed
+            )
+        else:
+            events = denoise(ensemble, params, noise_key=noise_key(seed), draw_key=seed)
         for event in events:
             up = request_bytes(record, index=event.window.step, vocab=pair.core.spec.vocab)
-            _compare_drafted(seen.pop(), event, params, chans, draw_key=seed, up_bytes=up)
+            compare(seen.pop(), event, params, chans, draw_key=seed, up_bytes=up)
             record, tokens = event.decision.record, tokens + len(event.committed)
     return tokens
 
@@ -200,6 +182,7 @@ def _look_ahead(
 def _compare_drafted(
     members: Members, event: StepEvent, params: DecodeParams, chans: Sequence[Channel], *, draw_key: int, up_bytes: int
 ) -> None:
+    """As `compare_pass`, of a pass with drafts: the rows are compared that a token was chosen from."""
     window = event.window
     parents = np.zeros(0, np.int32) if window.parents is None else window.parents
     drafts, rows = DraftTree(window.w_hat.ids, parents), [0]
