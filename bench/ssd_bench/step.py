@@ -15,7 +15,7 @@ from ssd_diffusion.engine import Engine
 from ssd_diffusion.lookahead import LookaheadState
 from ssd_diffusion.onnx_engine import OnnxEngine
 from ssd_diffusion.window import Window
-from ssd_kernels.types import I32, TokenSets
+from ssd_kernels.types import F32, I32, TokenSets
 
 from ssd_bench.versus import Rounds, by_turns
 
@@ -44,17 +44,17 @@ def noised() -> Window:
     return Window(0, 0, 0, np.full(BLOCK, LEVEL, np.float32), TokenSets.of([[5]] * BLOCK), 77)
 
 
-def cases(vocab: int) -> dict[str, Callable[[Engine], object]]:
+def cases(vocab: int) -> dict[str, Callable[[Engine], list[F32]]]:
     """What is timed, by name; every engine has its context in slot 0 and in slot 1."""
     ahead = drafted(vocab)
     exact = ahead.exact_only()
     windows = {"a pass with six drafts": ahead, "the same, exact rows alone": exact, "a window of 8": noised()}
-    found: dict[str, Callable[[Engine], object]] = {name: partial(_step, window=w) for name, w in windows.items()}
+    found: dict[str, Callable[[Engine], list[F32]]] = {name: partial(_step, window=w) for name, w in windows.items()}
     found["one token (autoregressive)"] = lambda engine: engine.next_logits([0])
     return found
 
 
-def _step(engine: Engine, window: Window) -> object:
+def _step(engine: Engine, window: Window) -> list[F32]:
     return engine.step([0], [window])
 
 

@@ -60,13 +60,7 @@ def _words(
 ) -> None:
     """The words of consecutive counters from `first` on, one output word a row. [4, n]"""
     for j in range(out.shape[1]):
-        c0, c1, c2, c3, a, b = np.uint64(first + j), position, step, word, k0, k1
-        for _ in range(10):
-            p0 = c0 * _M0
-            p1 = c2 * _M1
-            c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ a, p1 & _MASK, (p0 >> _SHIFT) ^ c3 ^ b, p0 & _MASK
-            a = (a + _W0) & _MASK
-            b = (b + _W1) & _MASK
+        c0, c1, c2, c3 = philox(np.uint64(first + j), position, step, word, k0, k1)
         out[0, j], out[1, j], out[2, j], out[3, j] = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
 
 

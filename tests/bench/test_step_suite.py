@@ -26,7 +26,7 @@ def test_both_sides_do_the_same_pass(options: Options) -> None:
     engines = _opened(options)
     step.fill(engines, step.context_of(20, engines.ours.spec.vocab, 0))
     for name, work in step.cases(engines.ours.spec.vocab).items():
-        ours, theirs = (work(engine)[0] for engine in (engines.ours, engines.plain))  # type: ignore[index]
+        ours, theirs = (work(engine)[0] for engine in (engines.ours, engines.plain))
         np.testing.assert_allclose(ours, theirs, atol=2e-3, err_msg=name)
     window = step.drafted(engines.ours.spec.vocab)
     assert (window.exact, window.ahead) == (7, 3)

@@ -27,8 +27,8 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny", learned=0.4)
 
 
-def opened(path: Path, root: Path, runtime: str = "auto") -> object:
-    return models.load_quickest(path, root, slots=2, batch_width=1, threads=1, runtime=runtime)  # type: ignore[arg-type]
+def opened(path: Path, root: Path, runtime: models.Runtime = "auto") -> object:
+    return models.load_quickest(path, root, slots=2, batch_width=1, threads=1, runtime=runtime)
 
 
 def test_the_graph_says_what_torch_says(tiny: Path, tmp_path: Path) -> None:
