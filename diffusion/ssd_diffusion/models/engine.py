@@ -48,7 +48,13 @@ class _Row:
 
 
 class TorchEngine(SlotEngine[Tensor]):
-    """`ssd_diffusion.engine.Engine` over an `Ssd2Model`."""
+    """`ssd_diffusion.engine.Engine` over an `Ssd2Model`.
+
+    Attributes:
+        model: the network.
+        batch_width: rows of every forward pass.
+        on_card: whether states are noised and embedded by the kernels for a card.
+    """
 
     def __init__(self, model: Ssd2Model, spec: ModelSpec, *, slots: int = 8, batch_width: int = 1) -> None:
         """Take a model that is already on its device and in its dtype.
@@ -64,6 +70,7 @@ class TorchEngine(SlotEngine[Tensor]):
         self.batch_width = batch_width
         self._device = model.w_diff.weight.device
         self._dtype = model.w_diff.weight.dtype
+        self.on_card = self._device.type == "cuda"
 
     @cached_property
     def _table(self) -> WholeTable:
@@ -179,15 +186,13 @@ class TorchEngine(SlotEngine[Tensor]):
         u = torch.zeros(len(rows), block)
         if block:
             tokens = torch.zeros(len(rows), block, dtype=torch.long)
-            noised = np.zeros((len(rows), block, model.hidden_size), np.float32)
             for i, row in enumerate(rows):
                 assert row.window is not None
                 u[i] = torch.from_numpy(row.window.u)
                 tokens[i] = torch.from_numpy(_accepted_ids(row.window))
-                noised[i] = self._noised(row.window)
             conditioning = torch.stack([self._conditioning(row) for row in rows])
-            noise = torch.from_numpy(noised).to(self._device, self._dtype)
-            parts.append(model.embed_window(tokens.to(self._device), u.to(self._device), noise, conditioning))
+            noised = self._noised([row.window for row in rows if row.window is not None]).to(self._dtype)
+            parts.append(model.embed_window(tokens.to(self._device), u.to(self._device), noised, conditioning))
         cached, pending = self._lengths(rows, counts)
         layout = pass_layout(cached, pending, u.to(self._device), past_length=shape.past, pending_length=shape.pending)
         return torch.cat(parts, dim=1), layout
@@ -211,14 +216,19 @@ class TorchEngine(SlotEngine[Tensor]):
         layout = lookahead_layout(cached, pending, path, ahead, past_length=shape.past, pending_length=shape.pending)
         return torch.cat(parts, dim=1), layout
 
-    def _noised(self, window: Window) -> F32:
-        """softmax(x_t) E at the open positions with 0 < u < 1, zero elsewhere. [B, H]"""
-        out = np.zeros((len(window.u), self.model.hidden_size), np.float32)
-        pick = np.flatnonzero((window.u > 0) & (window.u < 1))
-        if len(pick):
-            spec = self._spec
-            out[pick] = embed_noised(window, pick, self._table, simplex_k=spec.simplex_k, schedule_s=spec.schedule_s)
-        return out
+    def _noised(self, windows: Sequence[Window]) -> Tensor:
+        """softmax(x_t) E at the open positions with 0 < u < 1, zero elsewhere. [R, B, H]"""
+        k, s = self._spec.simplex_k, self._spec.schedule_s
+        if self.on_card:
+            from ssd_diffusion.models import noised
+
+            return noised.embed_noised(windows, self.model.table.detach(), simplex_k=k, schedule_s=s)
+        out = np.zeros((len(windows), len(windows[0].u), self.model.hidden_size), np.float32)
+        for rows, window in zip(out, windows, strict=True):
+            pick = np.flatnonzero((window.u > 0) & (window.u < 1))
+            if len(pick):
+                rows[pick] = embed_noised(window, pick, self._table, simplex_k=k, schedule_s=s)
+        return torch.from_numpy(out).to(self._device)
 
     def _conditioning(self, row: _Row) -> Tensor:
         """Incoming self-conditioning of the row's window. [B, H]"""
