@@ -7,21 +7,30 @@ files and when they are stale; nothing about sessions.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.graph_names import GRAPHS, ONNX_DIR, lanes_path
 from ssd_diffusion.once import make_once
-from ssd_diffusion.onnx_engine import ONNX_DIR, OnnxEngine
+from ssd_diffusion.onnx_engine import OnnxEngine
 from ssd_diffusion.spec_file import write_spec
+from ssd_diffusion.window import StepRecord, WindowState
+from ssd_kernels.types import TokenSets
 
 if TYPE_CHECKING:
     from ssd_diffusion.models.ssd2 import Ssd2Model
 
-VERSION = 1
+_log = logging.getLogger("ssd_cloud.exported")
+
+VERSION = 2
 """Goes up when the graph itself changes."""
+LANES = 8
+"""Sessions that share a run: more of them gain little over eight, and every lane costs a run that leaves it empty."""
 _STAMP = "export.json"
 
 
@@ -73,20 +82,54 @@ def _build(model: Ssd2Model, spec: ModelSpec, scratch: Path) -> None:
     from ssd_diffusion.export.agreement import check_agreement
     from ssd_diffusion.export.onnx import export
 
-    export(model, scratch / ONNX_DIR)
+    export(model, scratch / ONNX_DIR, lanes=LANES)
     found = check_agreement(model, scratch / ONNX_DIR)
     if not found.ok:
         raise NotExported(f"the graph is {found.rms_error:.2g} nats off the model")
     write_spec(scratch, spec)
+    if not company_leaves_bits(scratch):
+        lanes_path(scratch / ONNX_DIR / GRAPHS["fp32"]).unlink()
+        _log.warning(
+            "sessions of %s will compute one by one: on this processor they would change one another's last bits",
+            spec.model_id,
+        )
     (scratch / _STAMP).write_text(json.dumps({"version": VERSION, "model": spec.model_id}) + "\n")
 
 
-def open_graph(target: Path, *, slots: int, threads: int | None) -> OnnxEngine | None:
+def company_leaves_bits(folder: Path) -> bool:
+    """Whether sessions that share runs get, to the bit, what each gets alone, on this processor.
+
+    They do where a product's rows do not depend on how many there are, which is up to onnxruntime's kernels for it.
+    """
+    alone, together = OnnxEngine(folder, slots=LANES), OnnxEngine(folder, slots=LANES, batch_width=LANES)
+    spec, slots = alone.spec, list(range(LANES))
+    rng = np.random.default_rng(0)
+    block = min(4, spec.max_block, spec.max_context - 1)
+    states = [WindowState.begin(grid=spec.grid, noise_key=n, block=block, limit=64) for n in slots]
+    contexts = [rng.integers(0, spec.vocab, 2 + 5 * n).astype(np.int32)[: spec.max_context - 2 * block] for n in slots]
+    for engine in (alone, together):
+        engine.prefill(slots, contexts)
+    for number in range(2):
+        windows = [state.window() for state in states]
+        single = [alone.step([n], [windows[n]])[0] for n in slots]
+        few = together.step(slots[: 2 + number], windows[: 2 + number])
+        many = together.step(slots, windows)
+        if any(not np.array_equal(a, b) for a, b in [*zip(single, few, strict=False), *zip(single, many, strict=True)]):
+            return False
+        ids = [TokenSets.single(rows.argmax(axis=-1).astype(np.int32)) for rows in single]
+        moved = [s.advance(StepRecord(w, np.arange(block) < 1)) for s, w in zip(states, ids, strict=True)]
+        states = [state for state, _ in moved]
+        for engine in (alone, together):
+            engine.commit(slots, [tokens for _, tokens in moved])
+    return True
+
+
+def open_graph(target: Path, *, slots: int, threads: int | None, batch_width: int | None = None) -> OnnxEngine | None:
     """An engine on a current graph; None, and the folder is removed, where it is not current or damaged."""
     if not is_current(target):
         return None
     try:
-        return OnnxEngine(target, slots=slots, threads=threads or 0)
+        return OnnxEngine(target, slots=slots, threads=threads or 0, batch_width=batch_width or LANES)
     except InvalidModel:
         shutil.rmtree(target, ignore_errors=True)
         return None

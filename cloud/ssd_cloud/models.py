@@ -96,7 +96,7 @@ def load(path: Path, *, slots: int, batch_width: int, threads: int | None) -> En
 
 
 def load_quickest(
-    path: Path, root: Path, *, slots: int, batch_width: int, threads: int | None, runtime: Runtime = "auto"
+    path: Path, root: Path, *, slots: int, batch_width: int | None, threads: int | None, runtime: Runtime = "auto"
 ) -> Engine:
     """Load a model folder into the engine that is quickest here: torch on a GPU, onnxruntime on a CPU.
 
@@ -106,7 +106,8 @@ def load_quickest(
     Args:
         path: model folder.
         root: the home folder.
-        slots, batch_width, threads: as for `load`; onnxruntime computes one row at a time.
+        slots, threads: as for `load`.
+        batch_width: sessions that compute together; None for what is best for the engine (`usual_batch_width`).
         runtime: "torch" and "onnx" leave no choice.
 
     Raises:
@@ -114,9 +115,10 @@ def load_quickest(
         StartError: "onnx" was asked for, and the model has no graph.
     """
     if runtime == "torch" or (runtime == "auto" and _on_gpu()):
-        return load(path, slots=slots, batch_width=batch_width, threads=threads)
+        return load(path, slots=slots, batch_width=batch_width or _padded_width(), threads=threads)
     spec = read_spec(path)
-    engine: Engine | None = exported.open_graph(exported.folder_of(spec, root), slots=slots, threads=threads)
+    target = exported.folder_of(spec, root)
+    engine: Engine | None = exported.open_graph(target, slots=slots, threads=threads, batch_width=batch_width)
     if engine is None:
         engine = _first_graph(path, root, slots, batch_width, threads, required=runtime == "onnx")
     try_one_pass(engine)
@@ -124,17 +126,17 @@ def load_quickest(
 
 
 def _first_graph(
-    path: Path, root: Path, slots: int, batch_width: int, threads: int | None, *, required: bool
+    path: Path, root: Path, slots: int, batch_width: int | None, threads: int | None, *, required: bool
 ) -> Engine:
     """Write the graph of a model and open it; the torch engine where that cannot be and is not required."""
     from ssd_diffusion.models.engine import TorchEngine
 
-    plain = _torch_engine(path, slots, batch_width, threads, gpu=False)
+    plain = _torch_engine(path, slots, batch_width or 1, threads, gpu=False)
     why = "its family has no graph for onnxruntime"
     if isinstance(plain, TorchEngine):
         try:
             target = exported.ensure(plain.model, plain.spec, root)
-            found = exported.open_graph(target, slots=slots, threads=threads)
+            found = exported.open_graph(target, slots=slots, threads=threads, batch_width=batch_width)
             if found is not None:
                 return found
             why = "the graph that was written cannot be opened"
@@ -146,8 +148,13 @@ def _first_graph(
     return plain
 
 
-def usual_batch_width() -> int:
-    """1 on a CPU, which a single window keeps busy; 8 on a GPU. Every pass is padded to it, so it is never free."""
+def usual_batch_width(engine: Engine) -> int:
+    """Most sessions that an engine computes together, as it was loaded; 1 for one that does not."""
+    return int(getattr(engine, "batch_width", 1))
+
+
+def _padded_width() -> int:
+    """Rows of every pass of torch, which is padded to them: few on a CPU, where that is never free."""
     return 8 if _on_gpu() else 1
 
 

@@ -1,9 +1,10 @@
 """The engine of a CPU, on device and node: numbered slots over an exported graph, with numpy and onnxruntime only.
 
 A pass reads [pending clean tokens | anchor | window] by the rules of `ssd_diffusion.layout`; the graph gives back the
-keys and values of the new tokens, which go into arrays allocated ahead. Every slot is a run of its own, so no row's
-bits depend on its companions, but for slots that a caller joins (`step_joined`). Knows nothing about sessions, text,
-sampling, or how the graph was made.
+keys and values of the new tokens, which go into arrays allocated ahead. Several slots go through a graph of lanes,
+where there is one: the products of all queries at once, attention lane by lane, so that no row's bits depend on its
+companions. Slots that a caller joins (`step_joined`) share one lane. Knows nothing about sessions, text, sampling, or
+how the graph was made.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,43 +24,73 @@ from ssd_kernels.types import F32, I32, I64
 
 from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
 from ssd_diffusion.errors import InvalidModel
+from ssd_diffusion.graph_names import GRAPHS, ONNX_DIR, input_names, lanes_path
 from ssd_diffusion.layout import InputMaps, PassLayout, joined_layout, lookahead_layout, pass_layout
 from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.window import Window
 
-ONNX_DIR = "onnx"
-GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 FORMAT = 1
 _ROOM = 128
 _NONE = np.zeros(0, np.float32)
-_NO_PARENTS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """What one slot brings into a pass that looks ahead: its inputs, who reads whom, queries whose logits it wants."""
+    """What one slot brings into a pass.
+
+    Attributes:
+        slot: the slot.
+        window: what it denoises; None for a causal pass.
+        embeds: its inputs. [Q, H]
+        layout: who reads whom.
+        kept: how many of its inputs go into the cache.
+        rows: queries whose logits it wants.
+    """
 
     slot: Slot[F32]
+    window: Window | None
     embeds: F32
     layout: PassLayout
+    kept: int
     rows: I64
+
+    @property
+    def past(self) -> list[F32]:
+        """What the slot's cache holds, as the graph takes it."""
+        return [array[:, :, : self.slot.cached] for array in self.slot.cache]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lanes:
+    """A session over a graph of several lanes, and how many."""
+
+    session: Any
+    count: int
 
 
 class OnnxEngine(SlotEngine[F32]):
     """`ssd_diffusion.engine.Engine` over an exported graph.
 
+    Attributes:
+        folder: the expert's or core's folder.
+        precision: which of its graphs runs.
+        batch_width: most slots that share a run.
+
     Args:
         folder: an expert's folder: model.json and onnx/.
         slots: how many slots there are.
         threads: of onnxruntime within an operation; 0 leaves the choice to it.
+        batch_width: most slots that share a run; above 1 by the folder's graph of lanes, where it has one.
         precision: "fp32" or "int8"; by default what the export says.
 
     Raises:
         InvalidModel: a file is missing, truncated, foreign, or does not fit the others.
     """
 
-    def __init__(self, folder: Path, *, slots: int = 2, threads: int = 0, precision: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, slots: int = 2, threads: int = 0, batch_width: int = 1, precision: str | None = None
+    ) -> None:
         super().__init__(read_spec(folder), slots)
         if self._spec.family != "ssd2":
             raise InvalidModel(
@@ -70,10 +102,22 @@ class OnnxEngine(SlotEngine[F32]):
         self.folder, self.precision = folder, chosen
         self._maps = load_maps(folder / ONNX_DIR)
         self._session = open_session(folder / ONNX_DIR / GRAPHS[chosen], threads)
-        self._names = [one.name for one in self._session.get_inputs()]
-        layers = (len(self._names) - 4) // 2
-        if self._maps.table.shape != (self._spec.vocab, self._spec.hidden) or layers != self._spec.layers:
+        self._layers = (len(self._session.get_inputs()) - 4) // 2
+        self._threads, self.batch_width = threads, min(batch_width, slots)
+        if self._maps.table.shape != (self._spec.vocab, self._spec.hidden) or self._layers != self._spec.layers:
             raise InvalidModel(f"the files of {folder} do not belong together; personalize again")
+
+    @cached_property
+    def _together(self) -> _Lanes | None:
+        """The graph of several lanes, which holds the weights once more; None where there is none.
+
+        Opened when several slots first come at once: a node with one caller does not pay for it.
+        """
+        path = lanes_path(self.folder / ONNX_DIR / GRAPHS[self.precision])
+        if self.batch_width == 1 or not path.is_file():
+            return None
+        session = open_session(path, self._threads)
+        return _Lanes(session, next(int(one.shape[0]) for one in session.get_inputs() if one.name == "queries"))
 
     def prefill(self, slots: Sequence[int], contexts: Sequence[I32]) -> None:
         """Reset the slots and read their contexts, all but the last token.
@@ -83,7 +127,7 @@ class OnnxEngine(SlotEngine[F32]):
         """
         for slot in self._reset(slots, contexts):
             while slot.pending > 0:
-                self._read(slot, min(slot.pending, PREFILL_CHUNK))
+                self._run(self._reading(slot, min(slot.pending, PREFILL_CHUNK)))
 
     def step(self, slots: Sequence[int], windows: Sequence[Window]) -> list[F32]:
         """Denoise one window per slot; see `ssd_diffusion.engine.Engine.step`.
@@ -92,7 +136,7 @@ class OnnxEngine(SlotEngine[F32]):
             ContextOverflow: context and window exceed the spec.
             InvalidStep: a slot without a context.
         """
-        return [self._step(n, window) for n, window in zip(slots, windows, strict=True)]
+        return self._run_all([self._part(n, window) for n, window in zip(slots, windows, strict=True)])
 
     def next_logits(self, slots: Sequence[int]) -> list[F32]:
         """Raw next-token logits [V] after each slot's context, by a plain causal pass.
@@ -101,30 +145,13 @@ class OnnxEngine(SlotEngine[F32]):
             ContextOverflow: the context is full.
             InvalidStep: a slot without a context.
         """
-        out = []
+        parts = []
         for number in slots:
             slot = self._ready(number, 0)
             embeds = self._maps.embed(_ids(slot.tokens[slot.cached :]))
             layout = pass_layout(slot.cached, slot.pending, _NONE)
-            out.append(self._run(slot, embeds, layout, slot.pending, slot.pending, 1)[0])
-        return out
-
-    def _step(self, number: int, window: Window) -> F32:
-        slot = self._ready(number, len(window.u))
-        slot.begin(window)
-        if window.parents is not None:
-            return self._look_ahead(slot, window)
-        block, maps, spec = len(window.u), self._maps, self._spec
-        conditioning = slot.conditioning(maps.means(block), window.start)
-        tokens = _ids(slot.tokens[slot.cached :])
-        embeds = np.concatenate([
-            maps.embed(tokens[:-1]), maps.embed_clean(tokens[-1:]),
-            maps.embed_window(window, conditioning, simplex_k=spec.simplex_k, schedule_s=spec.schedule_s),
-        ])  # fmt: skip
-        layout = pass_layout(slot.cached, slot.pending, window.u)
-        logits = self._run(slot, embeds, layout, slot.pending, slot.pending, block)
-        slot.sc_out, slot.sc_out_start = softmax_embed(logits, maps.whole), window.start
-        return logits
+            parts.append(_Part(slot, None, embeds, layout, slot.pending, np.array([slot.pending])))
+        return [logits[0] for logits in self._run_all(parts)]
 
     def step_joined(self, slots: Sequence[int], windows: Sequence[Window]) -> list[F32]:
         """As `step`; windows that look ahead in one run, one behind the other, none reading another.
@@ -135,66 +162,98 @@ class OnnxEngine(SlotEngine[F32]):
         """
         if any(window.parents is None for window in windows):
             return self.step(slots, windows)
-        parts = []
-        for number, window in zip(slots, windows, strict=True):
-            slot = self._ready(number, len(window.u))
-            slot.begin(window)
-            parts.append(self._ahead_part(slot, window))
-        embeds = np.concatenate([part.embeds for part in parts])
-        first, queries = 0, []
-        for part in parts:
-            queries.append(first + part.rows)
-            first += len(part.embeds)
-        layout, past = joined_layout([part.layout for part in parts]), self._joined_past([p.slot for p in parts])
-        logits, *new = self._feed(embeds, layout, np.concatenate(queries), past)
-        first, found, done = 0, [], 0
-        for part, window in zip(parts, windows, strict=True):
-            self._absorb(part.slot, [one[:, :, first : first + len(part.embeds)] for one in new], part.slot.pending)
-            part.slot.passes += 1
-            part.slot.sc_out, part.slot.sc_out_start = None, window.start
-            found.append(logits[done : done + len(part.rows)])
-            first, done = first + len(part.embeds), done + len(part.rows)
+        parts = [self._part(n, window) for n, window in zip(slots, windows, strict=True)]
+        layout, past = joined_layout([part.layout for part in parts]), self._joined_past(parts)
+        logits, *new = self._feed(np.concatenate([p.embeds for p in parts]), layout, _behind(parts), past)
+        return self._shared_out(parts, logits, new)
+
+    # ---- what a slot brings ----
+
+    def _part(self, number: int, window: Window) -> _Part:
+        slot = self._ready(number, len(window.u))
+        slot.begin(window)
+        tokens = _ids(slot.tokens[slot.cached :])
+        if window.parents is not None:
+            embeds = np.concatenate([self._maps.embed(tokens[:-1]), self._maps.embed_ahead(int(tokens[-1]), window)])
+            layout = lookahead_layout(slot.cached, slot.pending, window.parents, window.ahead)
+            first, wanted = slot.pending + len(window.parents), window.rows
+        else:
+            embeds = self._window_embeds(slot, tokens, window)
+            layout = pass_layout(slot.cached, slot.pending, window.u)
+            first, wanted = slot.pending, len(window.u)
+        rows = np.arange(first, first + wanted, dtype=np.int64)
+        return _Part(slot, window, embeds, layout, slot.pending, rows)
+
+    def _window_embeds(self, slot: Slot[F32], tokens: I32, window: Window) -> F32:
+        maps, spec = self._maps, self._spec
+        conditioning = slot.conditioning(maps.means(len(window.u)), window.start)
+        noised = maps.embed_window(window, conditioning, simplex_k=spec.simplex_k, schedule_s=spec.schedule_s)
+        return np.concatenate([maps.embed(tokens[:-1]), maps.embed_clean(tokens[-1:]), noised])
+
+    def _reading(self, slot: Slot[F32], count: int) -> _Part:
+        """`count` waiting tokens for the cache; the graph's last query is one of them here."""
+        embeds = self._maps.embed(_ids(slot.tokens[slot.cached : slot.cached + count]))
+        layout = pass_layout(slot.cached, count - 1, _NONE)
+        return _Part(slot, None, embeds, layout, count, np.zeros(0, np.int64))
+
+    # ---- runs of the graph ----
+
+    def _run_all(self, parts: list[_Part]) -> list[F32]:
+        """The logits that each part wants. [rows, V] each"""
+        found: list[F32] = []
+        together = self._together if len(parts) > 1 else None
+        width = min(self.batch_width, together.count) if together is not None else 1
+        for first in range(0, len(parts), width):
+            group = parts[first : first + width]
+            found += self._run_lanes(group) if len(group) > 1 else [self._run(group[0])]
         return found
 
-    def _look_ahead(self, slot: Slot[F32], window: Window) -> F32:
-        part = self._ahead_part(slot, window)
-        logits = self._run(slot, part.embeds, part.layout, slot.pending, int(part.rows[0]), len(part.rows))
-        slot.sc_out, slot.sc_out_start = None, window.start
-        return logits
+    def _run(self, part: _Part) -> F32:
+        logits, *new = self._feed(part.embeds, part.layout, part.rows, part.past or self._empty)
+        return self._shared_out([part], logits, new)[0]
 
-    def _ahead_part(self, slot: Slot[F32], window: Window) -> _Part:
-        parents = _NO_PARENTS if window.parents is None else window.parents
-        tokens = _ids(slot.tokens[slot.cached :])
-        embeds = np.concatenate([self._maps.embed(tokens[:-1]), self._maps.embed_ahead(int(tokens[-1]), window)])
-        layout = lookahead_layout(slot.cached, slot.pending, parents, window.ahead)
-        first = slot.pending + len(parents)
-        return _Part(slot, embeds, layout, np.arange(first, first + window.rows, dtype=np.int64))
-
-    def _joined_past(self, slots: Sequence[Slot[F32]]) -> list[F32]:
-        """The caches of several slots, one behind the other."""
-        held = [[array[:, :, : slot.cached] for array in slot.cache] or self._empty() for slot in slots]
-        return [np.concatenate(arrays, axis=2) for arrays in zip(*held, strict=True)]
-
-    def _read(self, slot: Slot[F32], count: int) -> None:
-        """Compute `count` waiting tokens into the cache; the graph's last query is a token of the cache here."""
-        embeds = self._maps.embed(_ids(slot.tokens[slot.cached : slot.cached + count]))
-        self._run(slot, embeds, pass_layout(slot.cached, count - 1, _NONE), count, count, 0)
-
-    def _run(self, slot: Slot[F32], embeds: F32, layout: PassLayout, pending: int, first: int, wanted: int) -> F32:
-        """One pass: `pending` inputs go into the cache, `wanted` queries from `first` on give logits [wanted, V]."""
-        past = [array[:, :, : slot.cached] for array in slot.cache] if slot.cache else self._empty()
-        logits, *new = self._feed(embeds, layout, np.arange(first, first + wanted, dtype=np.int64), past)
-        self._absorb(slot, new, pending)
-        slot.passes += 1
-        return logits
+    def _run_lanes(self, parts: list[_Part]) -> list[F32]:
+        assert self._together is not None
+        session, idle = self._together.session, self._together.count - len(parts)
+        sizes = np.array([len(part.embeds) for part in parts] + [0] * idle, np.int64)
+        embeds = np.concatenate([part.embeds for part in parts])[None]
+        places = np.concatenate([part.layout.position_ids for part in parts])[None]
+        each = [array for part in parts for array in (part.layout.bias, *(part.past or self._empty))]
+        none = [np.zeros((1, 1, 0, 0), np.float32), *self._empty]
+        values = [embeds, places, _behind(parts), sizes, *each, *none * idle]
+        names = input_names(self._layers, self._together.count)
+        logits, *new = session.run(None, dict(zip(names, values, strict=True)))
+        return self._shared_out(parts, logits, new)
 
     def _feed(self, embeds: F32, layout: PassLayout, rows: I64, past: list[F32]) -> list[F32]:
         """Run the graph: logits, and keys and values of all queries."""
         values = [embeds[None], layout.position_ids[None], layout.bias, rows, *past]
-        found: list[F32] = self._session.run(None, dict(zip(self._names, values, strict=True)))
+        found: list[F32] = self._session.run(None, dict(zip(input_names(self._layers), values, strict=True)))
         return found
 
+    def _shared_out(self, parts: list[_Part], logits: F32, new: list[F32]) -> list[F32]:
+        """Every part's logits, its new keys and values put into its cache, its self-conditioning kept."""
+        first, done, found = 0, 0, []
+        for part in parts:
+            slot, window, size = part.slot, part.window, len(part.embeds)
+            self._absorb(slot, [one[:, :, first : first + size] for one in new], part.kept)
+            slot.passes += 1
+            own = logits[done : done + len(part.rows)]
+            if window is not None:
+                slot.sc_out = softmax_embed(own, self._maps.whole) if window.parents is None else None
+                slot.sc_out_start = window.start
+            found.append(own)
+            first, done = first + size, done + len(part.rows)
+        return found
+
+    def _joined_past(self, parts: Sequence[_Part]) -> list[F32]:
+        """The caches of several slots, one behind the other."""
+        held = [part.past or self._empty for part in parts]
+        return [np.concatenate(arrays, axis=2) for arrays in zip(*held, strict=True)]
+
+    @cached_property
     def _empty(self) -> list[F32]:
+        """The past of a slot that has none."""
         spec = self._spec
         return [np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32)] * (2 * spec.layers)
 
@@ -279,6 +338,12 @@ def _chosen(folder: Path) -> str:
         return str(card["use"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidModel(f"{path} is not an export of this version ({error}); personalize again") from error
+
+
+def _behind(parts: Sequence[_Part]) -> I64:
+    """The queries whose logits are wanted, where all parts' queries stand one behind the other."""
+    ends = np.cumsum([len(part.embeds) for part in parts])
+    return np.concatenate([part.rows + end - len(part.embeds) for part, end in zip(parts, ends, strict=True)])
 
 
 def _ids(tokens: list[int]) -> I32:

@@ -110,3 +110,27 @@ def test_a_family_without_a_graph(
 def test_names_stay_inside_the_folder(tiny: Path, tmp_path: Path) -> None:
     spec = replace(read_spec(tiny), model_id="../../etc/x@1")
     assert exported.folder_of(spec, tmp_path).parent == tmp_path / "exports"
+
+
+def test_sessions_share_runs_and_leave_one_another_s_bits(tiny: Path, tmp_path: Path) -> None:
+    engine = models.load_quickest(tiny, tmp_path, slots=5, batch_width=None, threads=2)
+    assert isinstance(engine, OnnxEngine)
+    assert models.usual_batch_width(engine) == 5
+    assert exported.company_leaves_bits(engine.folder)
+
+
+def test_where_company_changes_bits_every_session_computes_alone(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = OnnxEngine._run_lanes
+    monkeypatch.setattr(OnnxEngine, "_run_lanes", lambda self, parts: [np.nextafter(x, 1) for x in plain(self, parts)])
+    with caplog.at_level(logging.WARNING, "ssd_cloud.exported"):
+        opened(tiny, tmp_path)
+    assert "one by one" in caplog.text
+    folder = exported.folder_of(read_spec(tiny), tmp_path)
+    assert not (folder / "onnx" / "model.lanes.onnx").exists()
+    engine = models.load_quickest(tiny, tmp_path, slots=2, batch_width=2, threads=1)
+    engine.prefill([0, 1], [CONTEXT, CONTEXT])
+    window = WindowState.begin(grid=(1.0, 0.5), noise_key=3, block=4, limit=8).window()
+    first, second = engine.step([0, 1], [window, window])
+    np.testing.assert_array_equal(first, second)

@@ -1,4 +1,4 @@
-"""The promises about bits, held with the torch engines on tiny models."""
+"""The promises about bits, held with the real engines on tiny models."""
 
 from __future__ import annotations
 
@@ -57,6 +57,25 @@ async def test_one_session_or_eight_at_once(start_node, engine_of, family, decod
         together = await asyncio.gather(*(answer(i) for i in range(8)))
         assert together == alone
         assert run.node.scheduler.batches - before < before / 2  # they did share batches
+
+
+async def test_eight_at_once_on_onnxruntime(start_node, tmp_path):
+    from ssd_diffusion.models.tiny import write_tiny
+
+    folder = write_tiny(tmp_path / "m", seed=5, learned=0.5)
+    engine = models.load_quickest(folder, tmp_path, slots=8, batch_width=None, threads=2, runtime="onnx")
+    async with start_node(engine, batch_width=models.usual_batch_width(engine)) as run:
+
+        async def answer(i: int):
+            decoder = (pb.DECODER_WINDOW, pb.DECODER_AUTOREGRESSIVE)[i % 2]
+            device = run.device(decoder=decoder, prompt=list(range(3 + i, 8 + 3 * i)), noise_key=i, max_tokens=7)
+            await device.stream(run.stub)
+            return device.data
+
+        alone = [await answer(i) for i in range(8)]
+        before = run.node.scheduler.batches
+        assert await asyncio.gather(*(answer(i) for i in range(8))) == alone
+        assert run.node.scheduler.batches - before < before / 2
 
 
 async def test_asking_again_and_a_fresh_process_give_the_same_bits(start_node, engine_of):

@@ -23,9 +23,9 @@ from ssd_kernels.types import TokenSets
 CONTEXT = np.arange(30, 50, dtype=np.int32)
 
 
-def make(folder: Path, family: str, learned: float = 0.5) -> Path:
+def make(folder: Path, family: str, learned: float = 0.5, lanes: int = 1) -> Path:
     write_tiny(folder, family=family, learned=learned)  # type: ignore[arg-type]
-    export(load(folder)[0], folder / "onnx", int8=True)
+    export(load(folder)[0], folder / "onnx", int8=True, lanes=lanes)
     return folder
 
 
@@ -92,6 +92,38 @@ def test_slots_joined_in_one_pass_say_what_they_say_alone(folders: dict[str, Pat
     assert [joined.slot_bytes(i) for i in (0, 2)] == [apart.slot_bytes(i) for i in (0, 2)]
     windows = [window(4, start=4), window(4, start=4)]
     for a, b in zip(joined.step_joined([2, 0], windows), apart.step([2, 0], windows), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_slots_that_share_runs_get_what_each_gets_alone_to_the_bit(tmp_path: Path, family: str) -> None:
+    """More slots than lanes, fewer, one; other contexts, windows and drafts; a step asked for again."""
+    folder = make(tmp_path / family, family, lanes=3)
+    together, alone = OnnxEngine(folder, slots=5, threads=2, batch_width=3), OnnxEngine(folder, slots=5, threads=2)
+    contexts = [(np.arange(1 + 17 * n) * 7 % 250).astype(np.int32) for n in range(5)]
+    for one in (together, alone):
+        one.prefill(range(5), contexts)
+    tree = DraftTree(np.array([7, 8, 9], np.int32), np.array([-1, 0, 0], np.int32))
+    for step, slots in ((0, range(5)), (1, [4, 0]), (1, range(5)), (2, [3]), (2, [0, 1, 2, 4, 3])):
+        drafting = LookaheadState(noise_key=1, width=4, depth=2, limit=99, start=step, step=step, drafts=tree).window()
+        kinds = [window(step), drafting, window(step, u=(1.0,)), drafting.exact_only(), window(step, u=(0.2, 0.0))]
+        windows = [kinds[n] for n in slots]
+        found = together.step(slots, windows)
+        for n, w, got in zip(slots, windows, found, strict=True):
+            np.testing.assert_array_equal(got, alone.step([n], [w])[0])
+        for one in (together, alone):
+            one.commit(slots, [np.array([60 + n], np.int32) for n in slots])
+        assert [together.slot_bytes(n) for n in range(5)] == [alone.slot_bytes(n) for n in range(5)]
+    for got, n in zip(together.next_logits([0, 1, 2, 3, 4]), range(5), strict=True):
+        np.testing.assert_array_equal(got, alone.next_logits([n])[0])
+    assert [together.forward_passes(n) for n in range(5)] == [alone.forward_passes(n) for n in range(5)]
+
+
+def test_without_a_graph_of_lanes_slots_run_one_by_one(folders: dict[str, Path]) -> None:
+    engine, alone = (OnnxEngine(folders["llama"], slots=2, threads=1, batch_width=width) for width in (2, 1))
+    for one in (engine, alone):
+        one.prefill([0, 1], [CONTEXT, CONTEXT[:5]])
+    for a, b in zip(engine.step([0, 1], [window(0)] * 2), alone.step([0, 1], [window(0)] * 2), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -27,12 +27,11 @@ from ssd_diffusion import packaged
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.errors import InvalidModel, TrainingError
 from ssd_diffusion.export.agreement import Agreement, check_agreement
-from ssd_diffusion.export.names import Precision
 from ssd_diffusion.export.onnx import choose as choose_graph
 from ssd_diffusion.export.onnx import drop, export
+from ssd_diffusion.graph_names import ONNX_DIR, Precision
 from ssd_diffusion.models.folder import load
 from ssd_diffusion.models.ssd2 import Ssd2Model
-from ssd_diffusion.onnx_engine import ONNX_DIR
 from ssd_diffusion.spec_file import model_id, read_spec, write_spec
 from ssd_diffusion.tokenizer import Tokenizer, copy_tokenizer
 from ssd_diffusion.training import lora

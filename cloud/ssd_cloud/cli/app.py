@@ -92,7 +92,7 @@ def serve(
             min=1,
             max=4096,
             envvar="SSD_BATCH_WIDTH",
-            help="Sessions computed together; every pass is padded to it (default: 1 on a CPU, 8 on a GPU).",
+            help="Most sessions computed together (default: 8; on a CPU without onnxruntime's graph 1).",
         ),
     ] = None,
     threads: Annotated[

@@ -46,8 +46,8 @@ def serve(asked: Asked, settings: Settings) -> None:
     preflight(settings)
     root = home()
     authenticator, shown = _authenticator(asked, root)
-    settings = replace(settings, batch_width=asked.batch_width or models.usual_batch_width())
     engine = _load(asked, settings, root)
+    settings = replace(settings, batch_width=asked.batch_width or models.usual_batch_width(engine))
     asyncio.run(_serve(engine, settings, authenticator, asked, shown))
 
 
@@ -88,7 +88,7 @@ def _load(asked: Asked, settings: Settings, root: Path) -> Engine:
     with console.status(Text(printable(f"Loading {asked.model} ..."))):
         path = models.resolve(asked.model, root)
         return models.load_quickest(
-            path, root, slots=settings.max_sessions, batch_width=settings.batch_width, threads=asked.threads,
+            path, root, slots=settings.max_sessions, batch_width=asked.batch_width, threads=asked.threads,
             runtime=asked.engine,
         )  # fmt: skip
 

@@ -16,7 +16,8 @@ import torch
 from ssd_kernels.types import F32, I32, TokenSets
 
 from ssd_diffusion.errors import InvalidModel
-from ssd_diffusion.export.names import GRAPHS, Precision, cache_shape, input_names
+from ssd_diffusion.export.shape import cache_shape
+from ssd_diffusion.graph_names import GRAPHS, Precision, input_names
 from ssd_diffusion.layout import InputMaps, PassLayout, pass_layout
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.window import Window

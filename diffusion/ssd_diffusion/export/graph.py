@@ -10,6 +10,7 @@ go straight into the external data file, aligned for memory mapping. Knows nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from ssd_diffusion.export.names import CacheShape, Precision, cache_shape, input_names, output_names
+from ssd_diffusion.export.shape import CacheShape, cache_shape
+from ssd_diffusion.graph_names import Precision, input_names, lane_name, lanes_path, output_names
 from ssd_diffusion.models.ssd2 import Ssd2Model
 
 INT8_BLOCK = 32
@@ -47,34 +49,36 @@ def can_build(model: Ssd2Model) -> bool:
     )
 
 
-def build(model: Ssd2Model, path: Path, precision: Precision) -> None:
+def build(model: Ssd2Model, path: Path, precision: Precision, *, lanes: int = 1) -> None:
     """Write the graph and its weights (path and path + ".data").
 
     Args:
         model: float32 weights on the CPU, of an architecture for which `can_build` is true.
         path: the .onnx file.
         precision: "int8" stores every matrix but the head in 8 bits.
+        lanes: above 1, also write a graph of so many lanes beside it, on the same weights (`names.lanes_path`).
 
     Raises:
         OSError: the files cannot be written.
     """
     shape = cache_shape(model)
-    with _Graph(path, shape, precision) as graph:
-        config: Any = model.causal.config
-        (_llama if config.model_type in _LLAMA_LIKE else _opt)(graph, model)
-        graph.save(model)
+    config: Any = model.causal.config
+    with _Weights(path.with_name(path.name + ".data")) as weights:
+        for count, target in {1: path, lanes: path if lanes == 1 else lanes_path(path)}.items():
+            graph = _Graph(target, shape, precision, weights, count)
+            (_llama if config.model_type in _LLAMA_LIKE else _opt)(graph, model)
+            graph.save(model)
 
 
-class _Graph:
-    """Nodes and weights as they are added; the weights go to disk at once."""
+class _Weights:
+    """Constants as they are added, each once; big ones go to disk at once."""
 
-    def __init__(self, path: Path, shape: CacheShape, precision: Precision) -> None:
-        self.path, self.shape, self.precision = path, shape, precision
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
-        self._data: BinaryIO = path.with_name(path.name + ".data").open("wb")
+    def __init__(self, path: Path) -> None:
+        self.held: dict[str, Any] = {}
+        self._path = path
+        self._data: BinaryIO = path.open("wb")
 
-    def __enter__(self) -> _Graph:
+    def __enter__(self) -> _Weights:
         return self
 
     def __exit__(
@@ -82,14 +86,13 @@ class _Graph:
     ) -> None:
         self._data.close()
 
-    def op(self, kind: str, *inputs: str, name: str | None = None, domain: str = "", **attributes: Any) -> str:
-        """Add a node with one output and return that output's name."""
-        name = name or f"{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, domain=domain, **attributes))
+    def add(self, name: str, value: Tensor | NDArray[Any]) -> str:
+        """Add a constant, or do nothing where the name is there."""
+        if name not in self.held:
+            self.held[name] = self._written(name, value)
         return name
 
-    def weight(self, name: str, value: Tensor | NDArray[Any]) -> str:
-        """Add a constant; big ones go to the data file."""
+    def _written(self, name: str, value: Tensor | NDArray[Any]) -> Any:
         array = np.ascontiguousarray(value.detach().numpy() if isinstance(value, Tensor) else value)
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         tensor = TensorProto(name=name, data_type=kind, dims=array.shape)
@@ -99,19 +102,42 @@ class _Graph:
         else:
             self._data.seek(-(-self._data.tell() // _ALIGN) * _ALIGN)
             tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": self.path.name + ".data", "offset": self._data.tell(), "length": len(raw)}
+            place = {"location": self._path.name, "offset": self._data.tell(), "length": len(raw)}
             for key, setting in place.items():
                 tensor.external_data.add(key=key, value=str(setting))
             self._data.write(raw)
-        self.weights.append(tensor)
+        return tensor
+
+
+class _Graph:
+    """Nodes as they are added.
+
+    A lane is a sequence of its own: products with weights run over the queries of all lanes at once, which stand one
+    behind the other, attention over each lane's queries and past alone, in the shapes that it has by itself.
+    """
+
+    def __init__(self, path: Path, shape: CacheShape, precision: Precision, weights: _Weights, lanes: int) -> None:
+        self.path, self.shape, self.precision, self.lanes = path, shape, precision, lanes
+        self.nodes: list[Any] = []
+        self._count = 0
+        self._weights, self._used = weights, set[str]()
+
+    def op(self, kind: str, *inputs: str, name: str | None = None, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output and return that output's name."""
+        self._count += 1
+        name = name or f"{kind}_{self._count}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, domain=domain, **attributes))
         return name
+
+    def weight(self, name: str, value: Tensor | NDArray[Any]) -> str:
+        """Add a constant."""
+        self._used.add(name)
+        return self._weights.add(name, value)
 
     def ints(self, *values: int) -> str:
         """A small constant of whole numbers, as Reshape and Concat take it."""
         name = "ints_" + "_".join(str(v).replace("-", "m") for v in values)
-        if all(w.name != name for w in self.weights):
-            self.weight(name, np.array(values, np.int64))
-        return name
+        return self.weight(name, np.array(values, np.int64))
 
     def linear(self, name: str, x: str, layer: Any, *, keep_float: bool = False) -> str:
         """x W^T (+ bias)."""
@@ -130,52 +156,103 @@ class _Graph:
     def attention(self, layer: int, q: str, k: str, v: str) -> str:
         """Scaled dot products over past and new keys, under the bias. [1, Q, heads * d] of each -> [1, Q, heads * d]"""
         kv, d = self.shape.kv_heads, self.shape.head_dim
+        new = [
+            self.op("Transpose", self.reshape(x, 1, -1, kv, d), perm=[0, 2, 1, 3], name=f"new_{kind}_{layer}")
+            for kind, x in (("key", k), ("value", v))
+        ]
+        split = [self._by_lane(q, axis=1), *(self._by_lane(x, axis=2) for x in new)]
+        mixed = [self._lane(layer, lane, *parts) for lane, parts in enumerate(zip(*split, strict=True))]
+        return mixed[0] if self.lanes == 1 else self.op("Concat", *mixed, axis=1)
+
+    def _lane(self, layer: int, lane: int, q: str, k: str, v: str) -> str:
+        """Attention of one lane; of several, those that are empty cost a branch and no more."""
+        if self.lanes == 1:
+            return self._attend(layer, lane, q, k, v)
+        branches = {"then_branch": lambda: self._attend(layer, lane, q, k, v), "else_branch": lambda: self._nothing()}
+        return self.op("If", lane_name("filled", lane), **{name: self._branch(of) for name, of in branches.items()})
+
+    def _branch(self, build: Callable[[], str]) -> Any:
+        """What `build` adds, as a graph of its own with one output."""
+        held, self.nodes = self.nodes, []
+        out = build()
+        body, self.nodes = self.nodes, held
+        return helper.make_graph(body, out, [], [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)])
+
+    def _nothing(self) -> str:
+        empty = np.zeros((1, 0, self.shape.heads * self.shape.head_dim), np.float32)
+        return self.op("Identity", self.weight("nothing", empty))
+
+    def _attend(self, layer: int, lane: int, q: str, k: str, v: str) -> str:
+        kv, d = self.shape.kv_heads, self.shape.head_dim
         groups = self.shape.heads // kv
-        keys, values = (self._with_past(layer, kind, x) for kind, x in (("key", k), ("value", v)))
+        bias, grouped, stacked = (self._of(name, lane) for name in ("attention_bias", "grouped", "stacked"))
+        keys, values = (
+            self.reshape(self.op("Concat", self._of(f"past_{kind}_{layer}", lane), x, axis=2), kv, -1, d)
+            for kind, x in (("key", k), ("value", v))
+        )
         # The queries of a group stand one under the other, so that they share their keys in one product.
         q = self.op("Transpose", self.reshape(q, -1, kv, groups, d), perm=[1, 2, 0, 3])
         q = self.op("Reshape", q, self.ints(kv, -1, d))
         scores = self.op("MatMul", q, self.op("Transpose", keys, perm=[0, 2, 1]))
-        scores = self.op("Reshape", scores, "grouped_scores")
-        scores = self.op("Softmax", self.op("Add", scores, "attention_bias"), axis=-1)
-        mixed = self.op("MatMul", self.op("Reshape", scores, "stacked_scores"), values)
+        scores = self.op("Reshape", scores, grouped)
+        scores = self.op("Softmax", self.op("Add", scores, bias), axis=-1)
+        mixed = self.op("MatMul", self.op("Reshape", scores, stacked), values)
         mixed = self.op("Transpose", self.op("Reshape", mixed, self.ints(kv, groups, -1, d)), perm=[2, 0, 1, 3])
         return self.reshape(mixed, 1, -1, self.shape.heads * d)
 
     def score_shapes(self) -> None:
-        """Shapes [kv, groups, Q, P + Q] and [kv, groups * Q, P + Q], made once from the bias."""
-        kv = self.shape.kv_heads
-        sizes = self.op("Shape", "attention_bias", start=2, end=4)
-        self.op("Concat", self.ints(kv, self.shape.heads // kv), sizes, axis=0, name="grouped_scores")
-        keys = self.op("Shape", "attention_bias", start=3, end=4)
-        self.op("Concat", self.ints(kv, -1), keys, axis=0, name="stacked_scores")
+        """Shapes [kv, groups, Q, P + Q] and [kv, groups * Q, P + Q] of every lane, made once from its bias."""
+        kv, groups = self.shape.kv_heads, self.shape.heads // self.shape.kv_heads
+        if self.lanes > 1:
+            filled = self.op("Greater", "queries", self.ints(0))
+            names = [lane_name("filled", lane) for lane in range(self.lanes)]
+            self.nodes.append(helper.make_node("Split", [filled], names, axis=0, num_outputs=self.lanes))
+        for lane in range(self.lanes):
+            bias, grouped, stacked = (self._of(name, lane) for name in ("attention_bias", "grouped", "stacked"))
+            sizes = self.op("Shape", bias, start=2, end=4)
+            self.op("Concat", self.ints(kv, groups), sizes, axis=0, name=grouped)
+            self.op("Concat", self.ints(kv), self.op("Mul", sizes, self.ints(groups, 1)), axis=0, name=stacked)
+
+    def _of(self, name: str, lane: int) -> str:
+        return lane_name(name, None if self.lanes == 1 else lane)
+
+    def _by_lane(self, x: str, axis: int) -> list[str]:
+        """The parts of all lanes' queries along an axis."""
+        if self.lanes == 1:
+            return [x]
+        names = [lane_name(x, lane) for lane in range(self.lanes)]
+        self.nodes.append(helper.make_node("Split", [x, "queries"], names, name=f"Split_{x}", axis=axis))
+        return names
 
     def save(self, model: Ssd2Model) -> None:
         """Write the .onnx file."""
         shape, width = self.shape, model.hidden_size
-        past: list[str | int] = [1, shape.kv_heads, "P", shape.head_dim]
+        named: dict[str, tuple[int, list[Any]]] = {
+            "inputs_embeds": (TensorProto.FLOAT, [1, "Q", width]), "position_ids": (TensorProto.INT64, [1, "Q"]),
+            "rows": (TensorProto.INT64, ["R"]), "queries": (TensorProto.INT64, [self.lanes]),
+        }  # fmt: skip
+        inputs = [self._input(name, named) for name in input_names(shape.layers, self.lanes)]
+        outs = output_names(shape.layers)
         new: list[str | int] = [1, shape.kv_heads, "Q", shape.head_dim]
-        dims: list[list[str | int]] = [[1, "Q", width], [1, "Q"], [1, 1, "Q", "T"], ["R"]]
-        names, outs = input_names(shape.layers), output_names(shape.layers)
-        kinds = [TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT, TensorProto.INT64]
-        kinds += [TensorProto.FLOAT] * (len(names) - len(kinds))
-        dims += [past] * (len(names) - len(dims))
-        inputs = [helper.make_tensor_value_info(*x) for x in zip(names, kinds, dims, strict=True)]
         head: list[str | int] = ["R", model.vocab]
         outputs = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, dim)
             for name, dim in zip(outs, [head] + [new] * (len(outs) - 1), strict=True)
         ]
-        graph = helper.make_graph(self.nodes, "decoder", inputs, outputs, initializer=self.weights)
+        weights = [tensor for name, tensor in self._weights.held.items() if name in self._used]
+        graph = helper.make_graph(self.nodes, "decoder", inputs, outputs, initializer=weights)
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
         proto = helper.make_model(graph, opset_imports=opsets, producer_name="ssd2", ir_version=10)
         onnx.save_model(proto, str(self.path))
 
-    def _with_past(self, layer: int, kind: str, x: str) -> str:
-        kv, d = self.shape.kv_heads, self.shape.head_dim
-        new = self.op("Transpose", self.reshape(x, 1, -1, kv, d), perm=[0, 2, 1, 3], name=f"new_{kind}_{layer}")
-        joined = self.op("Concat", f"past_{kind}_{layer}", new, axis=2)
-        return self.reshape(joined, kv, -1, d)
+    def _input(self, name: str, named: dict[str, tuple[int, list[Any]]]) -> Any:
+        if name in named:
+            return helper.make_tensor_value_info(name, *named[name])
+        lane = name.rpartition("_lane_")[2] if self.lanes > 1 else ""
+        if name.startswith("attention_bias"):
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, f"Q{lane}", f"T{lane}"])
+        dims = [1, self.shape.kv_heads, f"P{lane}", self.shape.head_dim]
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
     def _linear_int8(self, name: str, x: str, matrix: NDArray[np.float32]) -> str:
         out_width, in_width = matrix.shape

@@ -13,6 +13,7 @@ The graph gives back the keys and values of the new tokens only; the host keeps 
 
     model.onnx, model.onnx.data             float32
     model.int8.onnx, model.int8.onnx.data   weights in 8 bits (where asked for)
+    model.lanes.onnx                        several slots at once, on the weights of model.onnx (where asked for)
     embed.npy                               input embeddings E of the true vocabulary, float32 [V, H]
     diffusion.npz                           w_diff [H, H], w_time [H], w_time_bias [H], mean [H]
     transition.npz                          inner [W, 2 H], inner_bias [W], outer [H, W] (models that draft so)
@@ -34,8 +35,8 @@ import torch
 from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
 from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.export.graph import build, can_build
-from ssd_diffusion.export.names import GRAPHS, Precision
 from ssd_diffusion.export.trace import trace
+from ssd_diffusion.graph_names import GRAPHS, Precision
 from ssd_diffusion.models.ssd2 import Ssd2Model
 
 FORMAT = 1
@@ -54,13 +55,14 @@ class ExportReport:
     size_bytes: dict[str, int]
 
 
-def export(model: Ssd2Model, folder: Path, *, int8: bool = False) -> ExportReport:
+def export(model: Ssd2Model, folder: Path, *, int8: bool = False, lanes: int = 1) -> ExportReport:
     """Write graph, embeddings and diffusion maps into a folder; a device will use the float32 graph.
 
     Args:
         model: the model, adapters merged, on the CPU; turned into float32 and evaluation mode in place.
         folder: where the files go; made when missing.
         int8: also write the graph with weights in 8 bits (architectures that `graph` builds).
+        lanes: above 1, also write graphs that take so many slots at once (the same architectures).
 
     Raises:
         InvalidModel: the weights are not finite, or the architecture cannot be exported.
@@ -74,7 +76,7 @@ def export(model: Ssd2Model, folder: Path, *, int8: bool = False) -> ExportRepor
     wanted: list[Precision] = ["fp32", "int8"] if int8 and can_build(model) else ["fp32"]
     for precision in wanted:
         if can_build(model):
-            build(model, folder / GRAPHS[precision], precision)
+            build(model, folder / GRAPHS[precision], precision, lanes=lanes)
         else:
             trace(model, folder / GRAPHS[precision])
     return choose(folder, "fp32")

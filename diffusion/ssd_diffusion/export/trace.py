@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ssd_diffusion.errors import InvalidModel
-from ssd_diffusion.export.names import cache_shape, input_names, output_names
+from ssd_diffusion.export.shape import cache_shape
+from ssd_diffusion.graph_names import input_names, output_names
 from ssd_diffusion.models.ssd2 import Ssd2Model
 
 

@@ -12,8 +12,8 @@ from ssd_diffusion.errors import InvalidModel
 from ssd_diffusion.export import onnx as export_module
 from ssd_diffusion.export.agreement import Agreement, check_agreement
 from ssd_diffusion.export.graph import can_build
-from ssd_diffusion.export.names import cache_shape
 from ssd_diffusion.export.onnx import choose, drop, export
+from ssd_diffusion.export.shape import cache_shape
 from ssd_diffusion.models.folder import load
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.models.tiny import write_tiny
