@@ -19,6 +19,7 @@ from ssd_diffusion.home import models_dir
 from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.ssdlm import BlockState
 from ssd_diffusion.window import Window, WindowState
+from ssd_kernels.codec import CodecSpec, encode
 
 from ssd_cloud import exported
 from ssd_cloud.errors import StartError
@@ -206,6 +207,7 @@ def try_one_pass(engine: Engine) -> None:
         raise InvalidModel(
             f"the model {spec.model_id} gives no usable logits; its weights are damaged, fetch them again"
         )
+    encode(logits, CodecSpec())
 
 
 def _describe(path: Path) -> Listed:

@@ -21,6 +21,7 @@ from ssd_kernels import topk
 from ssd_kernels.backend import BackendName, resolve
 from ssd_kernels.combine import log_softmax, log_softmax_f64
 from ssd_kernels.errors import CodecError, InvalidInput
+from ssd_kernels.threads import over_rows
 from ssd_kernels.types import F32, F64, I32, Bool
 
 CodecKindName: TypeAlias = Literal["dense-f32", "dense-f16", "top-k"]
@@ -135,7 +136,20 @@ def encode(
     first = (wider, 0.0) if wider else (spec.k, spec.residual)
     most = np.full(len(logp), spec.k // LATER_PART) if later is None else later
     rest = [(min(spec.k, max(1, int(k))), spec.residual) for k in most]
-    return b"".join(topk.encode_row(row, *(first if i < lead else rest[i])) for i, row in enumerate(logp))
+    held = [first if i < lead else rest[i] for i in range(len(logp))]
+    if resolve(backend) == "numba":
+        return _encode_numba(logp, held)
+    return b"".join(topk.encode_row(row, *settings) for row, settings in zip(logp, held, strict=True))
+
+
+def _encode_numba(logp: F32, held: list[tuple[int, float]]) -> bytes:
+    from ssd_kernels import _numba_topk
+
+    most, enough = np.array([k for k, _ in held], np.int64), np.array([r for _, r in held], np.float64)
+    out = np.empty((len(logp), topk.room(logp.shape[1], int(most.max(initial=1)))), np.uint8)
+    sizes = np.empty(len(logp), np.int64)
+    over_rows(len(logp), lambda a, b: _numba_topk.encode_rows(a, b, logp, most, enough, out, sizes))
+    return b"".join(row[:size].tobytes() for row, size in zip(out, sizes, strict=True))
 
 
 def decode(

@@ -45,8 +45,8 @@ FINE, COARSE = 0.0025, 0.5
 _HEADER = struct.Struct("<HBhfH")
 _BEND = 2.0 * np.log(FINE / COARSE)  # the log-probability below which all steps are COARSE
 _AT_BEND = 2.0 / COARSE
-_MAX_CODE = round(2.0 / FINE)  # of a probability of 1
-_MIN_CODE = -30_000
+MAX_CODE = round(2.0 / FINE)  # of a probability of 1
+MIN_CODE = -30_000
 _MAX_RICE = 15
 _U8: TypeAlias = NDArray[np.uint8]
 
@@ -74,7 +74,7 @@ def codes(logp: F64) -> I64:
     """Log-probabilities on the curve, rounded to whole codes."""
     above = 2.0 * np.exp(0.5 * np.maximum(logp, _BEND)) / FINE
     below = _AT_BEND + (logp - _BEND) / COARSE
-    return np.asarray(np.rint(np.where(logp >= _BEND, above, below)).clip(_MIN_CODE, _MAX_CODE), dtype=np.int64)
+    return np.asarray(np.rint(np.where(logp >= _BEND, above, below)).clip(MIN_CODE, MAX_CODE), dtype=np.int64)
 
 
 def values(code: I64) -> tuple[F64, F64]:
@@ -156,6 +156,12 @@ def encode_row(logp: F32, most: int, enough: float) -> bytes:
     return header + np.packbits(np.concatenate(payload), bitorder="little").tobytes()
 
 
+def room(vocab: int, most: int) -> int:
+    """Bytes that a row takes at most."""
+    k = min(vocab, most)
+    return _HEADER.size + (k * (_low_bits(vocab, 1) + 3 + _MAX_RICE + 1) + (1 << 16)) // 8 + 2
+
+
 def decode_row(data: bytes, at: int, row: int, vocab: int, most: int) -> Row:
     """The row that starts at byte `at`.
 
@@ -191,7 +197,7 @@ def decode_row(data: bytes, at: int, row: int, vocab: int, most: int) -> Row:
         raise CodecError(f"The ids of row {row} of the encoded logits are out of range or not ascending.")
     gaps = np.diff(np.flatnonzero(high_values) - np.arange(k), prepend=0)
     code = smallest + (gaps << rice | _numbers(low_values, rice, k))
-    if smallest < _MIN_CODE or code.max() > _MAX_CODE:
+    if smallest < MIN_CODE or code.max() > MAX_CODE:
         raise CodecError(f"Row {row} of the encoded logits holds values that are no log-probabilities.")
     logp, step = values(code)
     return Row(ids, logp, step, residual, at + size)

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import ssd_kernels
 
-KERNEL_MODULES = ("_jit", "_numba_math", "_numba_noise", "_numba_embed", "_numba_nucleus", "_numba_rows", "_numba_fuse")
+KERNEL_MODULES = (
+    "_jit",
+    "_numba_math",
+    "_numba_noise",
+    "_numba_embed",
+    "_numba_nucleus",
+    "_numba_rows",
+    "_numba_fuse",
+    "_numba_topk",
+)
 
 
 @pytest.fixture(params=["numpy", "numba"])
