@@ -1,14 +1,13 @@
 """`python -m ssd_bench SUITE`: the one entry point of the benchmarks.
 
 Exit codes: 0 ok, 1 could not be done, 2 bad input, 130 interrupted. Knows options alone; what a suite
-does with them is its run: `kernels_run`, `wire_run`, `step_run`, `decode_run`, `floor_run`, `personalize_run`,
-`personal.run`, `quality.run`, `ablation.run`.
+does with them is its run: `kernels_run`, `wire_run`, `step_run`, `decode_run`, `node_run`, `floor_run`,
+`personalize_run`, `personal.run`, `quality.run`, `ablation.run`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +17,7 @@ from ssd_client.errors import ClientError
 from ssd_cloud.errors import NodeError
 from ssd_diffusion.errors import DiffusionError
 from ssd_diffusion.home import home as default_home
+from ssd_diffusion.openmp import wait_busily
 from ssd_kernels.errors import KernelError
 
 from ssd_bench.console import console
@@ -46,13 +46,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 @app.callback(invoke_without_command=True)
 def _main(context: typer.Context) -> None:
     """Benchmarks of ssd2; without a suite, those that need nothing but an expert and the sample folder."""
-    # Set before torch is imported: threads that spin after a product are on the clock of what runs next.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if context.invoked_subcommand is None:
         kernels()
         wire()
         step()
         decode()
+        node()
 
 
 @app.command()
@@ -144,6 +143,29 @@ def decode(
 
 
 @app.command()
+def node(
+    home: Home = None,
+    core: Core = "packaged",
+    sessions: Annotated[int, typer.Option(min=2, max=64, help="At once, with the small core.")] = 16,
+    passes: Annotated[int, typer.Option(min=2, max=200, help="Of every session.")] = 24,
+    rounds: Annotated[int, typer.Option(min=7, help="Rounds of every comparison.")] = 7,
+    growth: Annotated[bool, typer.Option(help="Also how it grows with the sessions.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the small core, prompts and tokens.")] = 0,
+    out: Out = Path("docs"),
+    results: Results = Path("bench/results.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Sessions on a real node, at once against one after the other."""
+    from ssd_bench import node_run as suite
+
+    options = suite.Options(
+        home=home or default_home(), core=core, sessions=sessions, passes=passes, rounds=rounds,
+        counts=suite.COUNTS if growth else (), seed=seed, out=out, results=results,
+    )  # fmt: skip
+    _show(suite.run(options), as_json)
+
+
+@app.command()
 def floor(
     data: Annotated[Path, typer.Option(help="Folder that `ssd-cloud data build` made.")],
     home: Home = None,
@@ -210,18 +232,24 @@ def quality(
 def personalize(
     home: Home = None,
     core: Core = "packaged",
-    examples: Examples = Path("examples"),
-    steps: Annotated[int, typer.Option(min=7, help="Training steps to time.")] = 9,
+    examples: Annotated[Path, typer.Option(help="Folder of documents to learn from.")] = Path(
+        "examples/harbour-and-pine"
+    ),
+    steps: Annotated[int, typer.Option(min=7, help="Training steps of each race.")] = 40,
+    timed: Annotated[int, typer.Option(min=7, help="Steps that are timed in every way.")] = 9,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     out: Out = Path("docs"),
     results: Results = Path("bench/results.json"),
     as_json: AsJson = False,
 ) -> None:
-    """A training step in bfloat16 against float32, by turns."""
+    """Training against transformers' Trainer with peft, and what each part of its speed is worth."""
+    wait_busily()  # it trains
     from ssd_bench import personalize_run as suite
 
     options = suite.Options(
-        home=home or default_home(), core=core, examples=examples, steps=steps, out=out, results=results
-    )
+        home=home or default_home(), core=core, examples=examples, steps=steps, timed=timed, seed=seed, out=out,
+        results=results,
+    )  # fmt: skip
     _show(suite.run(options), as_json)
 
 
@@ -263,6 +291,7 @@ def personal(
     as_json: AsJson = False,
 ) -> None:
     """What an expert gains from documents, alone and with the core, on sets of documents of any kind."""
+    wait_busily()  # it trains
     from ssd_bench.personal import run as suite
 
     options = suite.Options(
@@ -291,6 +320,7 @@ def ablation(
     as_json: AsJson = False,
 ) -> None:
     """What each part of the core's training is worth, at equal compute."""
+    wait_busily()  # it trains
     from ssd_bench.ablation import run as suite
 
     options = suite.Options(

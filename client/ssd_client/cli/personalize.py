@@ -53,8 +53,10 @@ def personalize(
 
 def _run(chosen: dict[str, Any], view: View) -> ExpertCard:
     from ssd_diffusion.home import home
+    from ssd_diffusion.openmp import wait_busily
 
     view.waiting("loading PyTorch")
+    wait_busily()
     from ssd_client.personalize import PersonalizeOptions
     from ssd_client.personalize import personalize as make
 

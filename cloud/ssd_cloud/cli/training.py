@@ -38,6 +38,9 @@ class Bar:
 @contextmanager
 def watching() -> Iterator[Bar]:
     """A progress bar on stderr for as long as a command runs."""
+    from ssd_diffusion.openmp import wait_busily
+
+    wait_busily()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -51,14 +54,14 @@ def watching() -> Iterator[Bar]:
 
 def run(command: Literal["adapt", "instruct"], as_json: bool, **options: Any) -> None:
     """Run a training command, showing progress on stderr and the result on stdout."""
-    from ssd_diffusion.home import home
-
-    from ssd_cloud.adapt import adapt
-    from ssd_cloud.adapt_options import AdaptOptions
-    from ssd_cloud.instruct import instruct
-
-    work = adapt if command == "adapt" else instruct
     with watching() as bar:
+        from ssd_diffusion.home import home
+
+        from ssd_cloud.adapt import adapt
+        from ssd_cloud.adapt_options import AdaptOptions
+        from ssd_cloud.instruct import instruct
+
+        work = adapt if command == "adapt" else instruct
         made = work(AdaptOptions(**options), home(), on_stage=bar.stage, on_progress=bar.progress)
     before, after = made.before and made.before.as_json(), made.after and made.after.as_json()
     found = {

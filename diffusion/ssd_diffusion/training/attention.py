@@ -72,6 +72,13 @@ def one_pass(model: Ssd2Model, inputs: Tensor, position_ids: Tensor, blocks: Blo
     return hidden
 
 
+def causal_pass(model: Ssd2Model, inputs: Tensor, position_ids: Tensor) -> Tensor:
+    """Last hidden states of clean tokens alone. Args: [R, n, H], [R, n]. Returns [R, n, width of the head]."""
+    rows, length = position_ids.shape
+    nothing = torch.zeros(rows, 0, length, dtype=torch.bool, device=inputs.device)
+    return one_pass(model, inputs, position_ids, Blocks(nothing, nothing[..., None, :0]))
+
+
 @contextmanager
 def _attention(config: Any, blocks: Blocks) -> Iterator[None]:
     held, token = config._attn_implementation, _CURRENT.set(blocks)
@@ -105,12 +112,53 @@ def attend(
     if blocks is None:
         raise RuntimeError("this attention runs inside `one_pass` only")
     n, scale = blocks.before.shape[-1], scaling if scaling is not None else query.shape[-1] ** -0.5
-    clean = torch.nn.functional.scaled_dot_product_attention(
-        query[:, :, :n], key[:, :, :n], value[:, :, :n], is_causal=True, scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
+    clean = causal(query[:, :, :n], key[:, :, :n], value[:, :, :n], scale)
+    if not blocks.own.shape[1]:
+        return clean.transpose(1, 2).contiguous(), None
     noisy = _of_blocks(query[:, :, n:], key, value, blocks, scale)
     return torch.cat([clean, noisy], dim=2).transpose(1, 2).contiguous(), None
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Every position reads itself and what stands before it. Args: [R, heads or kv heads, n, d]. [R, heads, n, d]"""
+    if query.is_cuda:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    if torch.is_autocast_enabled(query.device.type):
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    with torch.autocast(query.device.type, enabled=False):  # which would take the softmax for float32
+        found: Tensor = _Causal.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Causal(torch.autograd.Function):
+    """Causal attention by plain products: for rows of some hundred tokens the way back through torch's own kernel takes
+    two to three times as long on a CPU. The heads of a group stand one under the other, so that they share their keys.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        rows, heads, n, d = query.shape
+        kv = key.shape[1]
+        q = (query * scale).reshape(rows * kv, -1, d)
+        k, v = (x.reshape(rows * kv, n, d) for x in (key, value))
+        closed = torch.ones(n, n, dtype=torch.bool, device=query.device).triu(1)
+        scores = torch.bmm(q, k.transpose(1, 2)).view(rows * kv, -1, n, n)
+        p = torch.softmax(scores.masked_fill_(closed, -torch.inf), dim=-1).view(rows * kv, -1, n)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
+        return torch.bmm(p, v).view(rows, heads, n, d)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, p = ctx.saved_tensors
+        slope = grads[0].reshape(q.shape)
+        through = torch.bmm(slope, v.transpose(1, 2))
+        scores = torch._softmax_backward_data(through, p, -1, p.dtype)  # closed pairs: p = 0 and so is its slope
+        query = torch.bmm(scores, k).mul_(ctx.scale).view(ctx.shapes[0])
+        key = torch.bmm(scores.transpose(1, 2), q).view(ctx.shapes[1])
+        return query, key, torch.bmm(p.transpose(1, 2), slope).view(ctx.shapes[1]), None
 
 
 def _of_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float) -> Tensor:

@@ -31,6 +31,7 @@ from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
 from ssd_diffusion.training import checkpoint
 from ssd_diffusion.training.data import Batch, Rows
+from ssd_diffusion.training.fused_lora import fused
 from ssd_diffusion.training.objective import ObjectiveOptions, batch_loss
 from ssd_diffusion.training.precision import Precision, autocast, frozen_in_half
 
@@ -155,7 +156,7 @@ def train(
     run = _resume(options, trainable, optimizer)
     device = model.w_diff.weight.device
     model.train()
-    with frozen_in_half(model, options.precision, device):
+    with frozen_in_half(model, options.precision, device), fused(model):
         stopped = _train(model, rows, options, run, optimizer, trainable, _Told(on_progress, evaluate, on_eval))
     model.eval()
     best = min(run.evaluations, key=lambda e: e.score, default=None)

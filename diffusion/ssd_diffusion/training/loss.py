@@ -30,17 +30,17 @@ class _FrozenHeadLoss(torch.autograd.Function):
         chunk = _chunk(hidden)
         for first in range(0, len(hidden), chunk):
             part = slice(first, first + chunk)
-            logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
-            top = torch.logsumexp(logits, dim=-1)
+            logits = torch.nn.functional.linear(hidden[part], weight, bias)
+            logp = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             truth = targets[part, None]
             if teaching is None:
-                losses[part] = top - logits.gather(1, truth)[:, 0]
-                p = logits.sub_(top[:, None]).exp_()
+                losses[part] = -logp.gather(1, truth)[:, 0]
+                p = logp.exp_()
                 p.scatter_add_(1, truth, torch.full_like(p[:, :1], -1.0))
             else:
                 wanted = teaching.targets(part, truth, weight, bias)
-                losses[part] = top - torch.linalg.vecdot(wanted, logits)
-                p = logits.sub_(top[:, None]).exp_().sub_(wanted)
+                losses[part] = -torch.linalg.vecdot(wanted, logp)
+                p = logp.exp_().sub_(wanted)
             slope[part] = p.to(weight.dtype) @ weight
         ctx.save_for_backward(slope)
         return losses
@@ -66,8 +66,8 @@ class Teaching:
     def targets(self, part: slice, truth: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The target distributions of some rows. Args: truth [n, 1]. Returns [n, V]."""
         share = self.share[part, None].float()
-        logits = torch.nn.functional.linear(self.hidden[part].detach().to(weight.dtype), weight.detach(), bias).float()
-        return torch.softmax(logits, dim=-1).mul_(share).scatter_add_(1, truth, 1.0 - share)
+        logits = torch.nn.functional.linear(self.hidden[part].detach().to(weight.dtype), weight.detach(), bias)
+        return torch.softmax(logits, dim=-1, dtype=torch.float32).mul_(share).scatter_add_(1, truth, 1.0 - share)
 
 
 def token_losses(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssd_diffusion.errors import TrainingError
 from ssd_diffusion.models.ssd2 import Ssd2Model
-from ssd_diffusion.training.attention import blocks_of, one_pass
+from ssd_diffusion.training.attention import blocks_of, causal_pass, one_pass
 from ssd_diffusion.training.data import Batch
 from ssd_diffusion.training.lora import without_adapter
 from ssd_diffusion.training.loss import Teaching, head_losses
@@ -113,10 +113,7 @@ def hidden_states(model: Ssd2Model, batch: Batch, noisy: NoisyInput) -> Tensor:
 def causal_hidden(model: Ssd2Model, tokens: Tensor) -> Tensor:
     """Last hidden states of clean tokens alone. [R, n] -> [R, n, H]"""
     rows, length = tokens.shape
-    places = torch.arange(length, device=tokens.device).expand(rows, -1)
-    allowed = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1)
-    hidden, _ = model.forward_pass(model.embed(tokens), places, allowed, keep=False)
-    return hidden
+    return causal_pass(model, model.embed(tokens), torch.arange(length, device=tokens.device).expand(rows, -1))
 
 
 def clean_hidden(batch: Batch, hidden: Tensor) -> Tensor:
