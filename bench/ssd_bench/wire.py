@@ -119,7 +119,7 @@ def answer(
     logits: F32, spec: CodecSpec, *, index: int, wider: int = 0, drafts: DraftTree | None = None
 ) -> ssd_pb2.DenoiseResponse:
     """The node's message for one pass, of a sliding window or with drafts."""
-    later = None if drafts is None else worth(logits, drafts, most=spec.k, least=AHEAD_K)
+    later = None if drafts is None else worth(log_softmax(logits), drafts, most=spec.k, least=AHEAD_K)
     data = encode(logits, spec, leading=1, wider=wider, later=later)
     packed = ssd_pb2.Logits(codec=WIRE_CODECS[spec.kind], dtype=_DTYPES[spec.kind], shape=logits.shape, data=data)
     return ssd_pb2.DenoiseResponse(

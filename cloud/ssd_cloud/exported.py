@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ssd_cloud.exported")
 
-VERSION = 2
+VERSION = 3
 """Goes up when the graph itself changes."""
 LANES = 8
 """Sessions that share a run: more of them gain little over eight, and every lane costs a run that leaves it empty."""

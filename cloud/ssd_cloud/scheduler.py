@@ -1,6 +1,6 @@
-"""Batches passes of whatever slots are waiting, and runs the engine in one worker thread.
+"""Batches passes of whatever slots are waiting, and runs the engine in worker threads, as many as it takes calls.
 
-While one batch computes, the next gathers; the oldest work goes first, and a slot has one piece of work at a time, so
+While batches compute, the next gathers; the oldest work goes first, and a slot has one piece of work at a time, so
 no slot can starve another. Work whose caller has gone or whose deadline has passed is dropped before it costs a pass.
 Knows slots and tensors; never sessions, messages or sampling.
 """
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from ssd_diffusion.engine import Engine
@@ -90,7 +90,8 @@ class Scheduler:
     """Runs an engine for many slots.
 
     Args:
-        engine: the model; called from one thread only.
+        engine: the model; called from one thread at a time, or from as many as its `parallel` says, each with slots of
+            its own.
         batch_width: most slots that compute together.
     """
 
@@ -100,7 +101,13 @@ class Scheduler:
         self._queue: deque[_Work] = deque()
         self._releases: list[_Release] = []
         self._wake = asyncio.Event()
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        # A pool each, the first free one first: one session alone stays with one thread and what is near to it.
+        self._idle = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"engine-{n}") for n in range(getattr(engine, "parallel", 1))
+        ]
+        self._pools = tuple(self._idle)
+        self._running: set[asyncio.Task[None]] = set()
+        self._computing: set[int] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._closed = False
         self.batches = 0
@@ -149,7 +156,8 @@ class Scheduler:
         self._wake.set()
         if self._loop_task is not None:
             await self._loop_task
-        self._pool.shutdown(wait=True)
+        for pool in self._pools:
+            pool.shutdown(wait=True)
 
     async def _submit(
         self,
@@ -172,25 +180,51 @@ class Scheduler:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while not self._closed or self._releases:
+        while not self._closed or self._releases or self._running:
             await self._wake.wait()
             await asyncio.sleep(0)  # let callers that are ready in this turn of the loop join the batch
             self._wake.clear()
-            releases, self._releases = self._releases, []
-            batch = self._gather(loop.time())
-            if releases or batch:
-                started = time.perf_counter()
-                await loop.run_in_executor(self._pool, self._compute, loop, releases, batch)
-                self._answer(batch, started, time.perf_counter())
-            if self._queue or self._closed or self._releases:
-                self._wake.set()
+            while self._idle:
+                releases, batch = self._free(), self._gather(loop.time())
+                if not releases and not batch:
+                    break
+                self._computing |= {work.slot for work in batch} | {slot for slot, _ in releases}
+                task = asyncio.create_task(self._call(loop, self._idle.pop(0), releases, batch))
+                self._running.add(task)
         for work in self._queue:
             if work.wanted:
                 work.future.set_exception(Draining())
         self._queue.clear()
 
+    async def _call(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pool: ThreadPoolExecutor,
+        releases: Sequence[_Release],
+        batch: Sequence[_Work],
+    ) -> None:
+        """One call of a worker thread, from its slots' being taken to their being free again."""
+        started = time.perf_counter()
+        try:
+            await loop.run_in_executor(pool, self._compute, loop, releases, batch)
+        finally:
+            self._computing -= {work.slot for work in batch} | {slot for slot, _ in releases}
+            self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._idle.append(pool)
+            self._idle.sort(key=self._pools.index)
+            self._wake.set()
+        self._answer(batch, started, time.perf_counter())
+
+    def _free(self) -> list[_Release]:
+        """The slots to be released that no call works on, taken off the list."""
+        free = [one for one in self._releases if one[0] not in self._computing]
+        self._releases = [one for one in self._releases if one[0] in self._computing]
+        return free
+
     def _gather(self, now: float) -> list[_Work]:
+        """The oldest work, one piece a slot; what waits for its own slot stays where it is."""
         batch: list[_Work] = []
+        taken, later = set(self._computing), list[_Work]()
         while self._queue and len(batch) < self._width and not self._closed:
             work = self._queue.popleft()
             if not work.wanted:
@@ -198,9 +232,13 @@ class Scheduler:
             elif work.deadline is not None and now >= work.deadline:
                 self.dropped += 1
                 work.future.set_exception(Expired("the deadline passed while the pass was waiting; give it more time"))
+            elif work.slot in taken:
+                later.append(work)
             else:
                 work.tokens = work.pending.take() if work.pending is not None else work.tokens
+                taken.add(work.slot)
                 batch.append(work)
+        self._queue.extendleft(reversed(later))
         return batch
 
     def _answer(self, batch: Sequence[_Work], started: float, ended: float) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from ssd_diffusion.draft_tree import DraftTree
 from ssd_diffusion.engine import ModelSpec
 from ssd_diffusion.lookahead import LookaheadState, worth
 from ssd_diffusion.sampler import Decision, cut_at_end, decide
@@ -27,7 +28,7 @@ from ssd_diffusion.window import WindowState
 from ssd_kernels import codec
 from ssd_kernels.combine import log_softmax
 from ssd_kernels.errors import KernelError
-from ssd_kernels.types import F32, I32, Purpose
+from ssd_kernels.types import F32, Purpose
 from ssd_protos.limits import AHEAD_K, PROTOCOL, Limits
 from ssd_protos.packing import pack_counts, pack_flags, pack_ids
 from ssd_protos.ssd.v1 import ssd_pb2, ssd_pb2_grpc
@@ -279,13 +280,10 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
         decoder, spec = session.request.decoder, session.request.codec
         exact = 1 if k and decoder == "lookahead" else session.window.exact
         leading = None if decoder in ("ar", "ssdlm") else 1  # what is decided in any case
-        later: I32 | None = None
-        if isinstance(session.state, LookaheadState) and not k:
-            drafts = session.state.drafts
-            later = await asyncio.to_thread(worth, computed.logits[:exact], drafts, most=spec.k, least=AHEAD_K)
+        drafts = session.state.drafts if isinstance(session.state, LookaheadState) and not k else None
         result = ssd_pb2.StepResult(
             index=session.index, queue_us=computed.queue_us, compute_us=computed.compute_us,
-            logits=await _encoded(computed.logits[:exact], spec, leading=leading, wider=k, later=later),
+            logits=await _encoded(computed.logits[:exact], spec, leading=leading, wider=k, drafts=drafts),
         )  # fmt: skip
         if decoder == "lookahead" and not session.request.exact_only and not k:
             result.ahead.CopyFrom(await _encoded(computed.logits[exact:], AHEAD_CODEC, leading=None, wider=0))
@@ -344,10 +342,19 @@ class SsdService(ssd_pb2_grpc.SsdServicer):
 
 
 async def _encoded(
-    logits: F32, spec: codec.CodecSpec, *, leading: int | None, wider: int, later: I32 | None = None
+    logits: F32, spec: codec.CodecSpec, *, leading: int | None, wider: int, drafts: DraftTree | None = None
 ) -> ssd_pb2.Logits:
+    """Rows as a message; with drafts, the rows behind them by the probability of the path to each."""
+
+    def encode() -> bytes:
+        if spec.kind != "top-k":
+            return codec.encode(logits, spec)
+        logp = log_softmax(logits)
+        later = None if drafts is None else worth(logp, drafts, most=spec.k, least=AHEAD_K)
+        return codec.encode(logp, spec, leading=leading, wider=wider, later=later, normalised=True)
+
     try:
-        data = await asyncio.to_thread(codec.encode, logits, spec, leading=leading, wider=wider, later=later)
+        data = await asyncio.to_thread(encode)
     except KernelError as error:  # NaN or infinite logits
         _log.error("logits cannot be sent", extra={"error": type(error).__name__})
         raise EngineFailed from error

@@ -233,19 +233,18 @@ def _beliefs(row: F32, params: DecodeParams, *, draw_key: int, position: int, mo
     return ids[order], scores[order] - np.logaddexp.reduce(scores)
 
 
-def worth(logits: F32, drafts: DraftTree, *, most: int, least: int) -> I32:
+def worth(logp: F32, drafts: DraftTree, *, most: int, least: int) -> I32:
     """How many entries each exact row is worth: `most` times the probability of the path to it, by these rows. [D + 1]
 
     Args:
-        logits: exact rows of one member. [D + 1, V]
+        logp: exact rows of one member, as log-probabilities. [D + 1, V]
         drafts: D of them.
         most: entries of the row after the committed text.
         least: of a row on the unlikeliest path.
     """
-    logp = log_softmax(logits).astype(np.float64)
     nats = np.zeros(len(drafts) + 1)
     for i, (token, parent) in enumerate(zip(drafts.tokens.tolist(), drafts.parents.tolist(), strict=True)):
-        nats[i + 1] = nats[parent + 1] + logp[parent + 1, token]
+        nats[i + 1] = nats[parent + 1] + float(logp[parent + 1, token])
     return np.asarray(np.clip(np.rint(np.nan_to_num(most * np.exp(nats))), min(least, most), most), dtype=np.int32)
 
 

@@ -10,6 +10,7 @@ how the graph was made.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 import onnxruntime
 from ssd_kernels.simplex import softmax_embed
+from ssd_kernels.threads import workers
 from ssd_kernels.types import F32, I32, I64
 
 from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
@@ -30,7 +32,7 @@ from ssd_diffusion.slots import PREFILL_CHUNK, Slot, SlotEngine, cache_length
 from ssd_diffusion.spec_file import read_spec
 from ssd_diffusion.window import Window
 
-FORMAT = 1
+FORMAT = 2
 _ROOM = 128
 _NONE = np.zeros(0, np.float32)
 
@@ -58,7 +60,7 @@ class _Part:
     @property
     def past(self) -> list[F32]:
         """What the slot's cache holds, as the graph takes it."""
-        return [array[:, :, : self.slot.cached] for array in self.slot.cache]
+        return [array[: self.slot.cached] for array in self.slot.cache]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +78,8 @@ class OnnxEngine(SlotEngine[F32]):
         folder: the expert's or core's folder.
         precision: which of its graphs runs.
         batch_width: most slots that share a run.
+        parallel: calls that may run at once, each on slots of its own: two runs of several slots get more out of the
+            same cores with half of the threads each, since much of a run is too small to be shared.
 
     Args:
         folder: an expert's folder: model.json and onnx/.
@@ -104,6 +108,8 @@ class OnnxEngine(SlotEngine[F32]):
         self._session = open_session(folder / ONNX_DIR / GRAPHS[chosen], threads)
         self._layers = (len(self._session.get_inputs()) - 4) // 2
         self._threads, self.batch_width = threads, min(batch_width, slots)
+        self.parallel = min(2, threads or workers()) if self.batch_width > 1 else 1
+        self._opening = threading.Lock()
         if self._maps.table.shape != (self._spec.vocab, self._spec.hidden) or self._layers != self._spec.layers:
             raise InvalidModel(f"the files of {folder} do not belong together; personalize again")
 
@@ -116,7 +122,7 @@ class OnnxEngine(SlotEngine[F32]):
         path = lanes_path(self.folder / ONNX_DIR / GRAPHS[self.precision])
         if self.batch_width == 1 or not path.is_file():
             return None
-        session = open_session(path, self._threads)
+        session = open_session(path, max(1, (self._threads or workers()) // self.parallel))
         return _Lanes(session, next(int(one.shape[0]) for one in session.get_inputs() if one.name == "queries"))
 
     def prefill(self, slots: Sequence[int], contexts: Sequence[I32]) -> None:
@@ -200,29 +206,29 @@ class OnnxEngine(SlotEngine[F32]):
 
     def _run_all(self, parts: list[_Part]) -> list[F32]:
         """The logits that each part wants. [rows, V] each"""
+        with self._opening:
+            lanes = self._together if len(parts) > 1 else None
+        width = min(lanes.count, self.batch_width) if lanes is not None else 1
         found: list[F32] = []
-        together = self._together if len(parts) > 1 else None
-        width = min(self.batch_width, together.count) if together is not None else 1
         for first in range(0, len(parts), width):
             group = parts[first : first + width]
-            found += self._run_lanes(group) if len(group) > 1 else [self._run(group[0])]
+            found += self._run(group[0]) if lanes is None else self._run_lanes(lanes, group)
         return found
 
-    def _run(self, part: _Part) -> F32:
+    def _run(self, part: _Part) -> list[F32]:
         logits, *new = self._feed(part.embeds, part.layout, part.rows, part.past or self._empty)
-        return self._shared_out([part], logits, new)[0]
+        return self._shared_out([part], logits, new)
 
-    def _run_lanes(self, parts: list[_Part]) -> list[F32]:
-        assert self._together is not None
-        session, idle = self._together.session, self._together.count - len(parts)
+    def _run_lanes(self, lanes: _Lanes, parts: list[_Part]) -> list[F32]:
+        idle = lanes.count - len(parts)
         sizes = np.array([len(part.embeds) for part in parts] + [0] * idle, np.int64)
         embeds = np.concatenate([part.embeds for part in parts])[None]
         places = np.concatenate([part.layout.position_ids for part in parts])[None]
         each = [array for part in parts for array in (part.layout.bias, *(part.past or self._empty))]
         none = [np.zeros((1, 1, 0, 0), np.float32), *self._empty]
         values = [embeds, places, _behind(parts), sizes, *each, *none * idle]
-        names = input_names(self._layers, self._together.count)
-        logits, *new = session.run(None, dict(zip(names, values, strict=True)))
+        names = input_names(self._layers, lanes.count)
+        logits, *new = lanes.session.run(None, dict(zip(names, values, strict=True)))
         return self._shared_out(parts, logits, new)
 
     def _feed(self, embeds: F32, layout: PassLayout, rows: I64, past: list[F32]) -> list[F32]:
@@ -236,7 +242,7 @@ class OnnxEngine(SlotEngine[F32]):
         first, done, found = 0, 0, []
         for part in parts:
             slot, window, size = part.slot, part.window, len(part.embeds)
-            self._absorb(slot, [one[:, :, first : first + size] for one in new], part.kept)
+            self._absorb(slot, [one[first : first + size] for one in new], part.kept)
             slot.passes += 1
             own = logits[done : done + len(part.rows)]
             if window is not None:
@@ -249,28 +255,28 @@ class OnnxEngine(SlotEngine[F32]):
     def _joined_past(self, parts: Sequence[_Part]) -> list[F32]:
         """The caches of several slots, one behind the other."""
         held = [part.past or self._empty for part in parts]
-        return [np.concatenate(arrays, axis=2) for arrays in zip(*held, strict=True)]
+        return [np.concatenate(arrays) for arrays in zip(*held, strict=True)]
 
     @cached_property
     def _empty(self) -> list[F32]:
         """The past of a slot that has none."""
         spec = self._spec
-        return [np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32)] * (2 * spec.layers)
+        return [np.zeros((0, spec.kv_heads * spec.head_dim), np.float32)] * (2 * spec.layers)
 
     def _absorb(self, slot: Slot[F32], new: list[F32], count: int) -> None:
         need = slot.cached + count
-        room = slot.cache[0].shape[2] if slot.cache else 0
+        room = len(slot.cache[0]) if slot.cache else 0
         if need > room or not slot.cache:
             room = cache_length(need, room, _ROOM)
             slot.cache = [self._grown(slot, i, room) for i in range(len(new))]
         for held, fresh in zip(slot.cache, new, strict=True):
-            held[:, :, slot.cached : need] = fresh[:, :, :count]
+            held[slot.cached : need] = fresh[:count]
         slot.cached = need
 
     def _grown(self, slot: Slot[F32], index: int, room: int) -> F32:
-        out = np.zeros((1, self._spec.kv_heads, room, self._spec.head_dim), np.float32)
+        out = np.zeros((room, self._spec.kv_heads * self._spec.head_dim), np.float32)
         if slot.cache:
-            out[:, :, : slot.cached] = slot.cache[index][:, :, : slot.cached]
+            out[: slot.cached] = slot.cache[index][: slot.cached]
         return out
 
 

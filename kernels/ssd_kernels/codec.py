@@ -105,6 +105,7 @@ def encode(
     leading: int | None = None,
     wider: int = 0,
     later: I32 | None = None,
+    normalised: bool = False,
     backend: BackendName | None = None,
 ) -> bytes:
     """Rows of logits as bytes.
@@ -115,6 +116,7 @@ def encode(
         leading: top-k: rows from this one on keep at most k / LATER_PART entries, or `later`; None: all rows lead.
         wider: top-k: leading rows keep exactly so many entries (at most V) whatever the settings say; 0: they do not.
         later: top-k: most entries of every row, which only those after the leading ones are held to. [B]
+        normalised: the rows are what `log_softmax` gives; top-k takes them as they are.
         backend: numpy, numba or None.
 
     Raises:
@@ -131,7 +133,7 @@ def encode(
         if float(np.abs(logits).max(initial=0.0)) > 65_504.0:
             raise CodecError("The logits are too large for float16: use the codec dense-f32.")
         return logits.astype("<f2").tobytes()
-    logp = log_softmax(logits, backend=backend)
+    logp = logits if normalised else log_softmax(logits, backend=backend)
     lead = len(logp) if leading is None else leading
     first = (wider, 0.0) if wider else (spec.k, spec.residual)
     most = np.full(len(logp), spec.k // LATER_PART) if later is None else later

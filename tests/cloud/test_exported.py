@@ -123,7 +123,9 @@ def test_where_company_changes_bits_every_session_computes_alone(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = OnnxEngine._run_lanes
-    monkeypatch.setattr(OnnxEngine, "_run_lanes", lambda self, parts: [np.nextafter(x, 1) for x in plain(self, parts)])
+    monkeypatch.setattr(
+        OnnxEngine, "_run_lanes", lambda self, *given: [np.nextafter(x, 1) for x in plain(self, *given)]
+    )
     with caplog.at_level(logging.WARNING, "ssd_cloud.exported"):
         opened(tiny, tmp_path)
     assert "one by one" in caplog.text

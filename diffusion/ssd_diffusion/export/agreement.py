@@ -109,7 +109,7 @@ def _both(model: Ssd2Model, session: Any, maps: InputMaps, context: I32, window:
     ])  # fmt: skip
     rows = np.arange(pending, pending + block)
     shape = cache_shape(model)
-    empty = [np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32) for _ in range(2 * shape.layers)]
+    empty = [np.zeros((0, shape.kv_heads * shape.head_dim), np.float32)] * (2 * shape.layers)
     _, *past = _run(session, shape.layers, first, prefill, rows[:0], empty)
     ours, *_ = _run(session, shape.layers, second, step, rows, past)
     with torch.inference_mode():

@@ -155,12 +155,12 @@ class _Graph:
 
     def attention(self, layer: int, q: str, k: str, v: str) -> str:
         """Scaled dot products over past and new keys, under the bias. [1, Q, heads * d] of each -> [1, Q, heads * d]"""
-        kv, d = self.shape.kv_heads, self.shape.head_dim
+        width = self.shape.kv_heads * self.shape.head_dim
         new = [
-            self.op("Transpose", self.reshape(x, 1, -1, kv, d), perm=[0, 2, 1, 3], name=f"new_{kind}_{layer}")
+            self.op("Reshape", x, self.ints(-1, width), name=f"new_{kind}_{layer}")
             for kind, x in (("key", k), ("value", v))
         ]
-        split = [self._by_lane(q, axis=1), *(self._by_lane(x, axis=2) for x in new)]
+        split = [self._by_lane(q, axis=1), *(self._by_lane(x, axis=0) for x in new)]
         mixed = [self._lane(layer, lane, *parts) for lane, parts in enumerate(zip(*split, strict=True))]
         return mixed[0] if self.lanes == 1 else self.op("Concat", *mixed, axis=1)
 
@@ -187,13 +187,14 @@ class _Graph:
         groups = self.shape.heads // kv
         bias, grouped, stacked = (self._of(name, lane) for name in ("attention_bias", "grouped", "stacked"))
         keys, values = (
-            self.reshape(self.op("Concat", self._of(f"past_{kind}_{layer}", lane), x, axis=2), kv, -1, d)
+            self.reshape(self.op("Concat", self._of(f"past_{kind}_{layer}", lane), x, axis=0), -1, kv, d)
             for kind, x in (("key", k), ("value", v))
         )
+        keys, values = self.op("Transpose", keys, perm=[1, 2, 0]), self.op("Transpose", values, perm=[1, 0, 2])
         # The queries of a group stand one under the other, so that they share their keys in one product.
         q = self.op("Transpose", self.reshape(q, -1, kv, groups, d), perm=[1, 2, 0, 3])
         q = self.op("Reshape", q, self.ints(kv, -1, d))
-        scores = self.op("MatMul", q, self.op("Transpose", keys, perm=[0, 2, 1]))
+        scores = self.op("MatMul", q, keys)
         scores = self.op("Reshape", scores, grouped)
         scores = self.op("Softmax", self.op("Add", scores, bias), axis=-1)
         mixed = self.op("MatMul", self.op("Reshape", scores, stacked), values)
@@ -233,7 +234,7 @@ class _Graph:
         }  # fmt: skip
         inputs = [self._input(name, named) for name in input_names(shape.layers, self.lanes)]
         outs = output_names(shape.layers)
-        new: list[str | int] = [1, shape.kv_heads, "Q", shape.head_dim]
+        new: list[str | int] = ["Q", shape.kv_heads * shape.head_dim]
         head: list[str | int] = ["R", model.vocab]
         outputs = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, dim)
@@ -251,7 +252,7 @@ class _Graph:
         lane = name.rpartition("_lane_")[2] if self.lanes > 1 else ""
         if name.startswith("attention_bias"):
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, f"Q{lane}", f"T{lane}"])
-        dims = [1, self.shape.kv_heads, f"P{lane}", self.shape.head_dim]
+        dims = [f"P{lane}", self.shape.kv_heads * self.shape.head_dim]
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
     def _linear_int8(self, name: str, x: str, matrix: NDArray[np.float32]) -> str:

@@ -6,10 +6,11 @@ memory.
 
     inputs    inputs_embeds [1, Q, H], position_ids [1, Q], attention_bias [1, 1, Q, P + Q] (additive),
               rows [R] (queries whose logits are wanted; R may be 0),
-              past_key_i, past_value_i [1, kv heads, P, head dim] for every layer i (P may be 0)
-    outputs   logits [R, V] (true vocabulary), new_key_i, new_value_i [1, kv heads, Q, head dim]
+              past_key_i, past_value_i [P, kv heads * head dim] for every layer i (P may be 0)
+    outputs   logits [R, V] (true vocabulary), new_key_i, new_value_i [Q, kv heads * head dim]
 
-The graph gives back the keys and values of the new tokens only; the host keeps the cache. Files of the folder:
+The graph gives back the keys and values of the new tokens only; the host keeps the cache, a token a row, so that what
+is cached of a context is one piece of memory, which no pass copies. Files of the folder:
 
     model.onnx, model.onnx.data             float32
     model.int8.onnx, model.int8.onnx.data   weights in 8 bits (where asked for)
@@ -39,7 +40,7 @@ from ssd_diffusion.export.trace import trace
 from ssd_diffusion.graph_names import GRAPHS, Precision
 from ssd_diffusion.models.ssd2 import Ssd2Model
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,20 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from ssd_diffusion.errors import InvalidModel
-from ssd_diffusion.export.shape import cache_shape
+from ssd_diffusion.export.shape import CacheShape, cache_shape
 from ssd_diffusion.graph_names import input_names, output_names
 from ssd_diffusion.models.ssd2 import Ssd2Model
 
 
 class _Cache:
-    """What the backbones take for a cache: the past joined with the new keys and values, which are kept apart."""
+    """What the backbones take for a cache: the past joined with the new keys and values, which are kept apart.
 
-    def __init__(self, past: list[Tensor]) -> None:
-        self.past = past
+    Past and new are a token a row, [P, kv heads * head dim].
+    """
+
+    def __init__(self, past: list[Tensor], shape: CacheShape) -> None:
+        self.past = [one.view(-1, shape.kv_heads, shape.head_dim).transpose(0, 1)[None] for one in past]
         self.new: list[Tensor] = []
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.new += [keys, values]
+        self.new += [one[0].transpose(0, 1).flatten(1) for one in (keys, values)]
         key, value = self.past[2 * layer_idx : 2 * layer_idx + 2]
         return torch.cat([key, keys], dim=2), torch.cat([value, values], dim=2)
 
@@ -49,7 +52,7 @@ class _Pass(nn.Module):
         self, inputs_embeds: Tensor, position_ids: Tensor, attention_bias: Tensor, rows: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, ...]:
         """One pass."""
-        cache = _Cache(past)
+        cache = _Cache(past, cache_shape(self.model))
         decoder: Any = self.model.causal.get_decoder()  # type: ignore[operator]
         hidden: Tensor = decoder(
             inputs_embeds=inputs_embeds, attention_mask=attention_bias, position_ids=position_ids,
@@ -70,11 +73,11 @@ def trace(model: Ssd2Model, path: Path) -> None:
         OSError: the files cannot be written.
     """
     shape = cache_shape(model)
-    past = [torch.zeros(1, shape.kv_heads, 5, shape.head_dim) for _ in range(2 * shape.layers)]
+    past = [torch.zeros(5, shape.kv_heads * shape.head_dim) for _ in range(2 * shape.layers)]
     bias, rows = torch.zeros(1, 1, 7, 12), torch.arange(3)
     example = (torch.zeros(1, 7, model.hidden_size), torch.arange(5, 12)[None], bias, rows, past)
     free = torch.export.Dim.DYNAMIC
-    shapes = ({1: free}, {1: free}, {2: free, 3: free}, {0: free}, [{2: free}] * len(past))
+    shapes = ({1: free}, {1: free}, {2: free, 3: free}, {0: free}, [{0: free}] * len(past))
     model.causal.set_attn_implementation("eager")  # type: ignore[operator]
     with _quiet(), torch.inference_mode():
         try:
