@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 import onnxruntime
 from ssd_kernels.simplex import softmax_embed
-from ssd_kernels.threads import workers
+from ssd_kernels.threads import cores
 from ssd_kernels.types import F32, I32, I64
 
 from ssd_diffusion.drafting import HEAD_FILE, TRANSITION_FILE, TransitionMaps
@@ -34,6 +34,8 @@ from ssd_diffusion.window import Window
 
 FORMAT = 2
 _ROOM = 128
+_SMALL = 200_000_000
+"""Bytes of weights up to which two runs at once are better than one."""
 _NONE = np.zeros(0, np.float32)
 
 
@@ -78,8 +80,9 @@ class OnnxEngine(SlotEngine[F32]):
         folder: the expert's or core's folder.
         precision: which of its graphs runs.
         batch_width: most slots that share a run.
-        parallel: calls that may run at once, each on slots of its own: two runs of several slots get more out of the
-            same cores with half of the threads each, since much of a run is too small to be shared.
+        parallel: calls that may run at once, each on slots of its own. With a small model two runs of several slots get
+            more out of the same cores with half of the threads each, since much of a run is too small to be shared;
+            with a larger one, whose runs are nearly all products, fuller runs are worth more.
 
     Args:
         folder: an expert's folder: model.json and onnx/.
@@ -108,7 +111,9 @@ class OnnxEngine(SlotEngine[F32]):
         self._session = open_session(folder / ONNX_DIR / GRAPHS[chosen], threads)
         self._layers = (len(self._session.get_inputs()) - 4) // 2
         self._threads, self.batch_width = threads, min(batch_width, slots)
-        self.parallel = min(2, threads or workers()) if self.batch_width > 1 else 1
+        weights = folder / ONNX_DIR / f"{GRAPHS[chosen]}.data"
+        small = weights.is_file() and weights.stat().st_size < _SMALL
+        self.parallel = min(2, threads or cores()) if small and self.batch_width > 1 else 1
         self._opening = threading.Lock()
         if self._maps.table.shape != (self._spec.vocab, self._spec.hidden) or self._layers != self._spec.layers:
             raise InvalidModel(f"the files of {folder} do not belong together; personalize again")
@@ -122,7 +127,7 @@ class OnnxEngine(SlotEngine[F32]):
         path = lanes_path(self.folder / ONNX_DIR / GRAPHS[self.precision])
         if self.batch_width == 1 or not path.is_file():
             return None
-        session = open_session(path, max(1, (self._threads or workers()) // self.parallel))
+        session = open_session(path, max(1, (self._threads or cores()) // self.parallel))
         return _Lanes(session, next(int(one.shape[0]) for one in session.get_inputs() if one.name == "queries"))
 
     def prefill(self, slots: Sequence[int], contexts: Sequence[I32]) -> None:

@@ -150,7 +150,7 @@ def _encode_numba(logp: F32, held: list[tuple[int, float]]) -> bytes:
     most, enough = np.array([k for k, _ in held], np.int64), np.array([r for _, r in held], np.float64)
     out = np.empty((len(logp), topk.room(logp.shape[1], int(most.max(initial=1)))), np.uint8)
     sizes = np.empty(len(logp), np.int64)
-    over_rows(len(logp), lambda a, b: _numba_topk.encode_rows(a, b, logp, most, enough, out, sizes))
+    over_rows(len(logp), lambda a, b: _numba_topk.encode_rows(a, b, logp, most, enough, out, sizes), least=8)
     return b"".join(row[:size].tobytes() for row, size in zip(out, sizes, strict=True))
 
 

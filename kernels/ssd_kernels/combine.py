@@ -30,7 +30,7 @@ def log_softmax(logits: F32, *, backend: BackendName | None = None) -> F32:
 
         out = np.empty_like(logits)
         rows, outs = logits.reshape(-1, logits.shape[-1]), out.reshape(-1, logits.shape[-1])
-        over_rows(len(rows), lambda first, last: _numba_rows.log_softmax_rows(first, last, rows, outs))
+        over_rows(len(rows), lambda first, last: _numba_rows.log_softmax_rows(first, last, rows, outs), least=8)
         return out
     return log_softmax_f64(logits).astype(np.float32)
 

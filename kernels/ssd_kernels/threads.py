@@ -10,6 +10,11 @@ from functools import cache
 from ssd_kernels.errors import InvalidInput
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers() -> int:
     """How many threads share the rows: SSD_KERNELS_THREADS, else the cores that this process may use.
 
@@ -18,15 +23,21 @@ def workers() -> int:
     """
     asked = os.environ.get("SSD_KERNELS_THREADS")
     if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
     if not asked.isdigit() or int(asked) < 1:
         raise InvalidInput(f"SSD_KERNELS_THREADS must be a whole number from 1, not {asked!r}.")
     return int(asked)
 
 
-def over_rows(rows: int, work: Callable[[int, int], None]) -> None:
-    """Call work(first, last) so that together the calls cover all rows; returns when all are done."""
-    parts = min(workers(), rows)
+def over_rows(rows: int, work: Callable[[int, int], None], *, least: int = 1) -> None:
+    """Call work(first, last) so that together the calls cover all rows; returns when all are done.
+
+    Args:
+        rows: how many.
+        work: what is done to the rows first .. last - 1.
+        least: rows that are worth a thread of their own: handing them over takes some tens of microseconds.
+    """
+    parts = min(workers(), rows // least)
     if parts <= 1:
         work(0, rows)
         return

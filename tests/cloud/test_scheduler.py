@@ -117,3 +117,36 @@ async def test_a_new_session_waits_for_a_slot_that_is_being_given_back(held, dev
     store.release_all()
     await scheduler.close()
     assert (store.created, store.released, store.reserved_bytes) == (2, 2, 0)
+
+
+async def test_an_engine_that_takes_two_calls_gets_two_but_never_one_slot_twice(held):
+    """While two calls compute, what waits for their slots stays, and so does the release of one of them."""
+    held.parallel = 2
+    scheduler = Scheduler(held, batch_width=8)
+    scheduler.start()
+    for slot in range(4):
+        await scheduler.prefill(slot, np.array([slot + 3, 4], np.int32), deadline=None)
+    passes, released = [], []
+
+    def ask(slot: int, step: int) -> None:
+        passes.append(asyncio.create_task(scheduler.step(slot, window(step), Pending(), deadline=None)))
+
+    ask(0, 0)
+    await until(lambda: held.together == [[0]])
+    ask(1, 0)
+    await until(lambda: held.together == [[0], [1]])  # although the first still computes
+    for slot, step in ((0, 1), (1, 1), (2, 0), (3, 0)):
+        ask(slot, step)
+        await asyncio.sleep(0)
+    scheduler.release(1, lambda: released.append(held.inner.slot_bytes(1)))
+    await asyncio.sleep(0.05)
+    assert held.together == [[0], [1]]
+    assert released == []
+    held.gate.set()
+    done = await asyncio.gather(*passes, return_exceptions=True)
+    await until(lambda: len(released) == 1)
+    await scheduler.close()
+    assert isinstance(done[3], asyncio.CancelledError)  # it waited for the slot that was given back
+    assert sorted(slot for batch in held.together for slot in batch) == [0, 0, 1, 2, 3]
+    assert all(len(set(batch)) == len(batch) for batch in held.together)
+    assert [c.batch for c in (*done[:3], *done[4:])].count(1) >= 2
