@@ -120,7 +120,17 @@ class _Batches(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class _InOrder(transformers.Trainer):  # type: ignore[misc]
-    """The Trainer with its batches in the order of their numbers, so that both see the same."""
+    """The Trainer with its batches in the order of their numbers, and the product's rates, so that both learn alike."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> torch.optim.lr_scheduler.LambdaLR:
+        """Up to the peak, then down to a twentieth; see `TrainOptions.learning_rate`."""
+        warm = int(self.args.warmup_steps)
+
+        def factor(step: int) -> float:
+            return min((step + 1) / warm, max(0.05, 1.0 - step / num_training_steps))
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.SequentialSampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -292,7 +302,7 @@ def _trainer(model: Ssd2Model, rows: Rows, job: Job, clock: _Clock, *, bf16: boo
     asked = transformers.TrainingArguments(
         output_dir=str(job.cache / "trainer"), max_steps=job.steps, per_device_train_batch_size=1, use_cpu=True,
         bf16=bf16, learning_rate=options.learning_rate, warmup_steps=options.warmup_steps,
-        lr_scheduler_type="linear", weight_decay=options.weight_decay, max_grad_norm=options.clip, adam_beta2=0.98,
+        weight_decay=options.weight_decay, max_grad_norm=options.clip, adam_beta2=0.98,
         report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=False, seed=job.seed,
     )  # fmt: skip
