@@ -110,9 +110,9 @@ def _text(model: str, options: Options, races: Mapping[str, Raced], steps: Seque
         ])  # fmt: skip
     return "\n\n".join([
         f"{model}, a LoRA of rank 16, rows as `personalize` makes them of the sample folder. The product's training "
-        "against transformers' Trainer with peft: the same objective, rows, noise, rank, optimizer, rates and "
-        f"number of steps ({options.steps}); the Trainer computes one mask over all pairs of positions and the logits of "
-        "all targets at once. Each has a process of its own, and they step by turns. In brackets the least and the most "
+        "against transformers' Trainer with peft: the same objective, rows, noise, rank, optimizer, rates and number "
+        f"of steps ({options.steps}); the Trainer computes one mask over all pairs of positions and the logits of all "
+        "targets at once. Each has a process of its own, and they step by turns. In brackets the least and the most "
         f"of {_PARTS} parts of the race. S1 afterwards on text that both held out, nats a token: what is quicker has "
         "learned as much.",
         table(["", "times the tokens a second", "S1, Trainer", "S1, product"], lines),
