@@ -18,8 +18,10 @@ from ssd_diffusion.onnx_engine import OnnxEngine, load_transition
 from ssd_diffusion.tokenizer import Tokenizer
 
 from ssd_bench import decode as suite
+from ssd_bench import first
 from ssd_bench.console import progress
 from ssd_bench.decode import Timed
+from ssd_bench.first import Waits
 from ssd_bench.folder import read_questions
 from ssd_bench.pair import open_pair
 from ssd_bench.performance import Section, publish
@@ -30,6 +32,8 @@ from ssd_bench.versus import LEAST, Rounds
 
 SUITE = "decode"
 CORE_TARGET, ENSEMBLE_TARGET = 1.5, 100.0
+WARM_S, COLD_S = 0.5, 3.0
+"""Until the first estimate, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +78,15 @@ def run(options: Options) -> Outcome:
     questions = read_questions(options.examples / "questions.jsonl")[: options.limit]
     if len(questions) < LEAST:
         raise ValueError(f"{options.examples} holds {len(questions)} questions; a comparison needs {LEAST} at least")
-    with progress(SUITE, options.limit + len(questions) + 1) as advance:
+    with progress(SUITE, options.limit + len(questions) + 1 + 2 * (LEAST + 1)) as advance:
         alone, model_id = _core(options, advance)
         both, about = _ensemble(options, [q.question for q in questions], advance)
-    text = _text(options, model_id, alone, about, both)
+        core = resolve(options.core, options.home)
+        waits = first.measure(options.home, options.expert, core, rounds=LEAST, advance=advance)
+    text = "\n\n".join([_text(options, model_id, alone, about, both), _waits(waits)])
     section = Section(SUITE, "Tokens a second", text, time.monotonic() - started)
     rows = [
+        *_limits(waits),
         _row("tokens a second, core alone with drafts / its base token by token in transformers", alone, CORE_TARGET),
         _row("tokens a second, ensemble / SSD-LM's procedure at 1,000 steps (one step timed)", both, ENSEMBLE_TARGET),
     ]
@@ -138,6 +145,38 @@ def _text(options: Options, model_id: str, alone: Sequence[Timed], about: str, b
             ],
         ),
     ])  # fmt: skip
+
+
+def _waits(waits: Waits) -> str:
+    lines = []
+    for name, seconds, limit in (
+        ("node ready, expert open", waits.warm, WARM_S),
+        ("node ready, from the start of the command", waits.cold, COLD_S),
+    ):
+        lines.append([name, f"{median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})", f"{limit:g}"])
+    return "\n\n".join([
+        "### The first words",
+        "Seconds until a user sees the first estimate of an answer, node and device on the same cores, a prompt of "
+        f"about 64 tokens and the passages found for it, {len(waits.warm)} answers each. A device process held "
+        f"{waits.resident / 2**20:,.0f} MB at most.",
+        table(["", "seconds", "at most wanted"], lines),
+    ])  # fmt: skip
+
+
+def _limits(waits: Waits) -> list[Row]:
+    """What was allowed over what was seen, so that more is better here too."""
+    found = []
+    for name, limit, seen in (
+        ("seconds to the first estimate, node and expert ready: 0.5 / seen", WARM_S, waits.warm),
+        ("seconds to the first estimate, cold command line: 3 / seen", COLD_S, waits.cold),
+        ("bytes of a device process: 1 GB / seen", 1e9, (float(waits.resident),)),
+    ):
+        ratios = sorted(limit / one for one in seen)
+        found.append(Row(
+            suite=SUITE, name=name, ratio=median(ratios), target=1.0, low=ratios[0], high=ratios[-1], n=len(ratios),
+            note="median of answers; low and high are the extremes",
+        ))  # fmt: skip
+    return found
 
 
 def _rounds(found: Sequence[Timed]) -> Rounds:

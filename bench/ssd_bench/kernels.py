@@ -154,6 +154,14 @@ def joining(size: Size, rounds: int, seed: int) -> Rounds:
     return by_turns(lambda: work.join("numpy"), lambda: work.join("numba"), rounds)
 
 
+def sending(size: Size, rounds: int, seed: int) -> Rounds:
+    """The default codec's rows, compiled against numpy, the reference."""
+    logits, spec = rows_of("usual", size, seed), CodecSpec()
+    return by_turns(
+        lambda: encode(logits, spec, backend="numpy"), lambda: encode(logits, spec, backend="numba"), rounds
+    )
+
+
 def growth(sizes: Sequence[Size], rounds: int, seed: int) -> Iterator[tuple[Size, Rounds, Rounds]]:
     """Both headline comparisons at several sizes: the embedding at u = .5, the draw from usual rows."""
     for size in sizes:

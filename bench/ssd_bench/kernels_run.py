@@ -61,6 +61,7 @@ class _Found:
     errors: Mapping[float, float]
     draws: Mapping[str, tuple[Rounds, float]]
     joining: Rounds
+    sending: Rounds
     growth: Mapping[str, list[tuple[Size, Rounds, Rounds]]]
 
 
@@ -85,7 +86,7 @@ def run(options: Options) -> Outcome:
 def _measured(work: Embedding, options: Options) -> _Found:
     size, rounds, seed = options.size, options.rounds, options.seed
     by_size = {"V": suite.sizes_by_vocab(options.vocabs), "B": suite.sizes_by_block(options.blocks)}
-    with progress(SUITE, len(GRID) + len(suite.KINDS) + 2 + sum(map(len, by_size.values()))) as advance:
+    with progress(SUITE, len(GRID) + len(suite.KINDS) + 3 + sum(map(len, by_size.values()))) as advance:
         ceilings = measured()
         advance()
         embedding, errors = {}, {}
@@ -99,12 +100,14 @@ def _measured(work: Embedding, options: Options) -> _Found:
             advance()
         joining = suite.joining(size, rounds, seed)
         advance()
+        sending = suite.sending(size, rounds, seed)
+        advance()
         growth: dict[str, list[tuple[Size, Rounds, Rounds]]] = {name: [] for name in by_size}
         for name, sizes in by_size.items():
             for one in suite.growth(sizes, rounds, seed):
                 growth[name].append(one)
                 advance()
-    return _Found(ceilings, embedding, errors, draws, joining, growth)
+    return _Found(ceilings, embedding, errors, draws, joining, sending, growth)
 
 
 def _text(found: _Found, work: Embedding, options: Options, plot: str) -> str:
@@ -139,6 +142,9 @@ def _text(found: _Found, work: Embedding, options: Options, plot: str) -> str:
         "What the device does with a pass: the tail of the core's sparse rows shaped after the expert, the bound on "
         "the error of that, and the ensemble's sum with the contrast; compiled, against the same in numpy: "
         f"{found.joining} times as fast.",
+        "### Write the rows",
+        "What the node does with a pass: log-softmax of every row, its most probable tokens without a sort of the row, "
+        f"their ids and values in bits; compiled, against the same in numpy: {found.sending} times as fast.",
     ]
     if plot:
         parts += ["### How it grows", plot]
@@ -156,6 +162,7 @@ def _rows(found: _Found, size: Size) -> list[Row]:
             for kind, (rounds, _) in found.draws.items()
         ),
         _row(f"shape, bound and fuse, {shape}: numpy / compiled", found.joining, None),
+        _row(f"rows of the default codec, {shape}: numpy / compiled", found.sending, None),
     ]  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def _plot(steps: Sequence[Step], path: Path) -> None:
     bars = axis.barh([way.name for way in ways.WAYS], seconds)
     axis.bar_label(bars, fmt="%.2f", padding=3, fontsize="small")
     axis.invert_yaxis()
-    axis.set(xlabel="seconds a step, forwards and backwards, median", xlim=(0, 1.15 * max(seconds)))
+    axis.set(xlabel="seconds a step, median", xlim=(0, 1.15 * max(seconds)))
     axis.tick_params(axis="y", labelsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -7,6 +7,7 @@ fused and projected with the same draw. So all codecs are held against dense flo
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -41,6 +42,7 @@ class Tally:
 
     Attributes:
         up, down: bytes of each pass.
+        deflated: bytes down that a general compressor (zlib) would leave.
         carried: rows that the device chooses from, in each pass.
         rows: draws compared.
         same: of them, how many are the exact draw.
@@ -51,6 +53,7 @@ class Tally:
 
     up: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
+    deflated: list[int] = field(default_factory=list)
     carried: list[int] = field(default_factory=list)
     rows: int = 0
     same: int = 0
@@ -88,12 +91,14 @@ class Channel:
         rows = len(members.core)
         self.tally.up.append(up_bytes)
         self.tally.down.append(0)
+        self.tally.deflated.append(0)
         self.tally.carried.append(rows)
 
         def carry(k: int) -> F32:
             shown = members.core[:1] if k and drafts is not None else members.core
             message = answer(shown, self.codec, index=len(self.tally.up), wider=k, drafts=None if k else drafts)
             self.tally.down[-1] += FRAME_BYTES + message.ByteSize()
+            self.tally.deflated[-1] += FRAME_BYTES + len(zlib.compress(message.SerializeToString()))
             return received.read(message.result.logits, len(shown), k)
 
         def wider(k: int) -> F32:

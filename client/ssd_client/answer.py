@@ -105,6 +105,7 @@ def generate(
     on_progress: OnProgress | None = None,
     on_stage: OnStage | None = None,
     ask: Ask | None = None,
+    opened: Expert | None = None,
 ) -> Answer:
     """Write one answer.
 
@@ -114,6 +115,7 @@ def generate(
         on_progress: told after every pass.
         on_stage: told in a word what is being done before the first pass.
         ask: asks for the user's agreement to what leaves; None when nobody can be asked.
+        opened: the expert, where it is open already; it writes one answer at a time.
 
     Raises:
         ClientError: one sentence for the user.
@@ -124,7 +126,7 @@ def generate(
     prompt = parse_prompt(options.prompt)
     threading.Thread(target=_warm, name="warm-up", daemon=True).start()
     stage("loading the expert")
-    expert = open_expert(Store(home), options.expert)
+    expert = opened or open_expert(Store(home), options.expert)
     session = secrets.token_hex(8)
     with ExitStack() as stack:
         core = _reach(options, expert, home, session, stack, stage)
@@ -294,8 +296,10 @@ def _decode(run: _Run, on_progress: OnProgress | None, started: float) -> Answer
         core_drafts=run.options.core_drafts,
     ) as ensemble:  # fmt: skip
         try:
+            first: float | None = None
             for event in _events(run, ensemble, member, private, public):
                 tally.add(event, lost=ensemble.lost)
+                first = first or time.monotonic() - started
             seconds = time.monotonic() - started
         except KeyboardInterrupt:
             if member is not None:
@@ -310,7 +314,7 @@ def _decode(run: _Run, on_progress: OnProgress | None, started: float) -> Answer
             run.notes.append(f"the core was lost ({ensemble.lost}); the expert went on alone")
         elif isinstance(member, OneWaySource) and tally.core_steps < tally.steps:
             run.notes.append("the core's own text ended first; the expert wrote the rest alone")
-    return _answer(run, tally, member, passes, received, seconds)
+    return _answer(run, tally, member, passes, received, seconds=seconds, first=first or seconds)
 
 
 def _core_member(run: _Run) -> tuple[RemoteMember | OneWaySource, Received] | None:
@@ -362,7 +366,9 @@ def _answer(
     core: RemoteMember | OneWaySource | None,
     passes: dict[str, int],
     received: Received | None,
+    *,
     seconds: float,
+    first: float,
 ) -> Answer:
     options, info, channel = run.options, run.core.info, run.core.channel
     bound = received.bound() if received is not None else None
@@ -376,6 +382,7 @@ def _answer(
         core_steps=tally.core_steps,
         forward_passes=passes,
         seconds=round(seconds, 3),
+        first_seconds=round(first, 3),
         bytes_up=channel.meter.bytes_up if channel is not None else 0,
         bytes_down=channel.meter.bytes_down if channel is not None else 0,
         members=tuple(passes),

@@ -50,6 +50,7 @@ class Answer:
         core_steps: passes in which the core computed.
         forward_passes: passes of each member's network, prompts included.
         seconds: wall time, from the call to the last token.
+        first_seconds: from the call to the first estimate that a user sees.
         bytes_up, bytes_down: serialised messages to and from the node.
         members: who took part.
         shares: share of each member in the answer's tokens; they sum to 1.
@@ -72,6 +73,7 @@ class Answer:
     core_steps: int
     forward_passes: dict[str, int]
     seconds: float
+    first_seconds: float
     bytes_up: int
     bytes_down: int
     members: tuple[str, ...]

@@ -61,12 +61,13 @@ def test_decode_on_a_registered_expert(made, tmp_path):
     shared = ("--home", home, "--examples", examples, "--core", core, "--base", core, "--out", tmp_path, "--json")
     done = run("decode", *shared, "--limit", 7, "--tokens", 6, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [row["ratio"] > 0 for row in json.loads(done.stdout)["rows"]] == [True, True]
+    assert [row["ratio"] > 0 for row in json.loads(done.stdout)["rows"]] == [True] * 5
     page = (tmp_path / "performance.md").read_text()
     assert "## Tokens a second" in page
     assert "core alone / its base in transformers" in page
     rows = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
-    assert [(row["n"], row["target"]) for row in rows] == [(7, 1.5), (7, 100.0)]
+    assert [(row["n"], row["target"]) for row in rows] == [(7, 1.0), (7, 1.0), (1, 1.0), (7, 1.5), (7, 100.0)]
+    assert "### The first words" in page
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_a_run_leaves_page_plot_and_ratios(tmp_path: Path) -> None:
     assert "### Draw from the nucleus" in page
     assert "](performance/kernels-growth.png)" in page
     rows = json.loads(results.read_text())["rows"]
-    assert [row["target"] for row in rows] == [3.0, None, 20.0, None, None]
+    assert [row["target"] for row in rows] == [3.0, None, 20.0, None, None, None]
     assert all(row["n"] == 7 and row["low"] <= row["ratio"] <= row["high"] for row in rows)
     without = run(Options(size=SMALL, rounds=7, vocabs=(), blocks=(), out=out, results=results))
     assert "How it grows" not in without.text

@@ -59,6 +59,10 @@ def test_the_same_text_however_the_core_is_reached(options, home, on_torch, pass
     assert write(options, home, wire="unary").text == first.text
 
     expert = on_torch(None, "anna")
+    for _ in range(2):  # an expert that stays open writes one answer after the other
+        again = answer.generate(options, home=home, opened=expert)
+        assert again.text == first.text
+        assert 0 < again.first_seconds <= again.seconds
     run = answer._prepare(options, answer.parse_prompt(PROMPT), expert, answer._Core(), home, "")
     core = EngineMember(core_engine, 8, run.contexts.core_ids, name="core")
     private = EngineMember(expert.engine, 0, run.contexts.expert_ids, name="expert")

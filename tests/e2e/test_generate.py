@@ -34,8 +34,8 @@ COMMON = ("--token", TOKEN, "--seed", "5", "--max-tokens", "20", "--block", "6",
           "--expert", "anna", "--codec", "dense-f32", "--temperature", "1")  # fmt: skip
 COMMAND = (sys.executable, "-m", "ssd_client.cli.main")
 KEYS = {
-    "text", "tokens", "steps", "core_steps", "forward_passes", "seconds", "bytes_up", "bytes_down", "members",
-    "passages", "privacy", "seed", "finish_reason",
+    "text", "tokens", "steps", "core_steps", "forward_passes", "seconds", "first_seconds", "bytes_up", "bytes_down",
+    "members", "passages", "privacy", "seed", "finish_reason",
 }  # fmt: skip
 BLOCKER = """
 import sys

@@ -149,7 +149,9 @@ def _rows(answer: Answer) -> list[tuple[str, str | Text]]:
     if answer.passages:
         titles = ", ".join(dict.fromkeys(passage.document for passage in answer.passages))
         rows.append(("passages", f"{len(answer.passages)} from {titles}"))
-    rows.append(("time", f"{answer.seconds:.1f} s, {answer.tokens / max(answer.seconds, 1e-9):.1f} tokens/s"))
+    speed = answer.tokens / max(answer.seconds, 1e-9)
+    first = f"first words after {answer.first_seconds:.1f} s"
+    rows.append(("time", f"{answer.seconds:.1f} s, {speed:.1f} tokens/s   ({first})"))
     rows.append(("seed", str(answer.seed)))
     return rows
 
