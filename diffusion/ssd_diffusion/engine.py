@@ -57,6 +57,9 @@ class ModelSpec:
 class Engine(Protocol):
     """A model with numbered slots. Every call is blocking, and safe from one thread at a time.
 
+    An engine may say more of itself: `batch_width`, how many slots it likes to get in a call, and `parallel`, how many
+    calls it takes at once, each on slots of its own; without them both are 1.
+
     The context of a slot is its clean tokens. The last one is never cached: it is the anchor, the query whose output
     predicts the first open position (diffusion.md 2, output shift).
     """
