@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssd_bench import machine
-from ssd_bench.report import origin
-from ssd_bench.results import Row, merge, write_json
+from ssd_bench.report import origin, table
+from ssd_bench.results import Row, load, merge, write_json
 
 FOLDER, PAGE = "performance", "performance.md"
 ORDER = ("kernels", "wire", "step", "decode", "node", "personalize")
@@ -49,9 +49,21 @@ def publish(section: Section, rows: Sequence[Row], *, out: Path, results: Path) 
     content = asdict(section) | {"command": machine.command(), "machine": machine.describe()}
     write_json(out / FOLDER / f"{section.suite}.json", content)
     kept = [_read(out / FOLDER / f"{suite}.json") for suite in ORDER if (out / FOLDER / f"{suite}.json").is_file()]
-    (out / PAGE).write_text("\n\n".join([_INTRO, *kept]) + "\n", encoding="utf-8")
     merge(results, rows)
+    (out / PAGE).write_text("\n\n".join([_INTRO, _glance(results), *kept]) + "\n", encoding="utf-8")
     return _read(out / FOLDER / f"{section.suite}.json") + "\n"
+
+
+def _glance(results: Path) -> str:
+    """What was aimed at and what was seen, of all suites of the page, from the file of results."""
+    rows = [row for row in load(results)["rows"] if row["suite"] in ORDER and row["target"] is not None]
+    lines = [
+        [row["suite"], row["name"], f"{row['ratio']:,.2f}", f"{row['target']:g}",
+         "yes" if row["ratio"] >= row["target"] else "no"]
+        for suite in ORDER for row in rows if row["suite"] == suite
+    ]  # fmt: skip
+    header = ["suite", "what, against what", "seen", "at least wanted", "reached"]
+    return "## At a glance\n\n" + table(header, lines)
 
 
 def _read(path: Path) -> str:
