@@ -9,13 +9,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import psutil
 from ssd_client.answer import generate, open_expert
 from ssd_client.options import GenerateOptions
 from ssd_client.store import Store
@@ -87,16 +87,25 @@ def _command(home: Path, expert: str | None, node: str, seed: int) -> tuple[floa
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         started = time.monotonic()
         with subprocess.Popen(command, stdout=out, stderr=err, env=env) as process:
-            late = threading.Timer(_ANSWER_S, process.kill)
-            late.start()
-            _, status, used = os.wait4(process.pid, 0)  # its own memory, and nobody else's
+            most = 0
+            while process.poll() is None:
+                most = max(most, _resident(process.pid))
+                if time.monotonic() - started > _ANSWER_S:
+                    process.kill()
+                time.sleep(0.01)
             seconds = time.monotonic() - started
-            late.cancel()
-            process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             err.seek(0)
             raise ValueError(f"an answer failed: {(err.read().strip().splitlines() or ['it said nothing'])[-1]}")
         out.seek(0)
         found = json.load(out)
     # What the process did before and after the answer counts as before: a little too much, and never too little.
-    return seconds - found["seconds"] + found["first_seconds"], 1024 * used.ru_maxrss
+    return seconds - found["seconds"] + found["first_seconds"], most
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process holds; 0 where it has just ended."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
