@@ -283,11 +283,16 @@ def _turn_of(side: Connection) -> float:
 @contextmanager
 def _side(run: Callable[[Connection, Job, bool], None], job: Job, bf16: bool) -> Iterator[Connection]:
     """A side in a process of its own, where torch's threads are all there are and wait as in any program."""
+    before = os.environ.get("GOMP_SPINCOUNT")
     os.environ["GOMP_SPINCOUNT"] = "300000"  # libgomp's own; else modules that the child loads before torch set 0
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=run, args=(there, job, bf16), daemon=True)
     process.start()
+    if before is None:
+        del os.environ["GOMP_SPINCOUNT"]
+    else:
+        os.environ["GOMP_SPINCOUNT"] = before
     there.close()
     try:
         yield here

@@ -16,12 +16,19 @@ _HALVINGS = tl.constexpr(46)
 
 
 @triton.jit
-def weigh(row, weights, vocab, temperature, BLOCK: tl.constexpr):
-    """Put the weights of a row into scratch and return their sum. Args: pointers to float32 [V] and int64 [V]."""
+def largest(row, vocab, BLOCK: tl.constexpr):
+    """The largest value of a row."""
     peak = tl.full((), -float("inf"), tl.float32)
     for first in range(0, vocab, BLOCK):
         v = first + tl.arange(0, BLOCK)
         peak = tl.maximum(peak, tl.max(tl.load(row + v, mask=v < vocab, other=-float("inf"))))
+    return peak
+
+
+@triton.jit
+def weigh(row, weights, vocab, temperature, BLOCK: tl.constexpr):
+    """Put the weights of a row into scratch and return their sum. Args: pointers to float32 [V] and int64 [V]."""
+    peak = largest(row, vocab, BLOCK)
     total = tl.zeros((), tl.int64)
     for first in range(0, vocab, BLOCK):
         v = first + tl.arange(0, BLOCK)

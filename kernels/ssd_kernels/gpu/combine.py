@@ -8,18 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.errors import InvalidInput
-from ssd_kernels.gpu._nucleus import edge_of, members, weigh
+from ssd_kernels.gpu._nucleus import edge_of, largest, members, weigh
 
 _BLOCK = 1024
 
 
 @triton.jit
 def _log_sum(row, vocab, BLOCK: tl.constexpr):
-    """ln of the sum of exp over a row, in float64; None-like rows are not asked for."""
-    peak = tl.full((), -float("inf"), tl.float32)
-    for first in range(0, vocab, BLOCK):
-        v = first + tl.arange(0, BLOCK)
-        peak = tl.maximum(peak, tl.max(tl.load(row + v, mask=v < vocab, other=-float("inf"))))
+    """ln of the sum of exp over a row, in float64."""
+    peak = largest(row, vocab, BLOCK)
     total = tl.zeros((), tl.float64)
     for first in range(0, vocab, BLOCK):
         v = first + tl.arange(0, BLOCK)

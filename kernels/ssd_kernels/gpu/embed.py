@@ -23,14 +23,14 @@ _FARTHEST = tl.constexpr(6.77)
 
 
 @triton.jit
-def _weight(z, signal, scale, live):
-    """exp(x_t - bound) of a token outside the estimate, x_t = scale z - signal."""
-    return tl.where(live, tl.exp(scale * (z - _FARTHEST)), 0.0) + signal * 0.0
+def _weight(z, scale, live):
+    """exp(x_t - bound) of a token outside the estimate: x_t = scale z - signal, the bound scale 6.77 - signal."""
+    return tl.where(live, tl.exp(scale * (z - _FARTHEST)), 0.0)
 
 
 @triton.jit
 def _stretches(
-    counters, signal, scale, table, part, sums, rows, vocab, hidden, per_group,
+    counters, scale, table, part, sums, rows, vocab, hidden, per_group,
     ROWS: tl.constexpr, QUADS: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Sums of weights, and of weights times E, of one stretch. part [S, R, H], sums [S, R]"""
@@ -38,15 +38,15 @@ def _stretches(
     row = tile * ROWS + tl.arange(0, ROWS)
     live = row < rows
     safe = tl.where(live, row, 0).to(tl.int64)[:, None]
-    s, sigma = tl.load(signal + safe), tl.load(scale + safe)
+    sigma = tl.load(scale + safe)
     quad = stretch * QUADS + tl.arange(0, QUADS)
     z0, z1, z2, z3 = normals4(counters + 4 * safe, quad[None, :])
     first = 4 * quad
     kind = table.dtype.element_ty
-    p0 = _weight(z0, s, sigma, live[:, None] & (first < vocab)[None, :]).to(kind)
-    p1 = _weight(z1, s, sigma, live[:, None] & (first + 1 < vocab)[None, :]).to(kind)
-    p2 = _weight(z2, s, sigma, live[:, None] & (first + 2 < vocab)[None, :]).to(kind)
-    p3 = _weight(z3, s, sigma, live[:, None] & (first + 3 < vocab)[None, :]).to(kind)
+    p0 = _weight(z0, sigma, live[:, None] & (first < vocab)[None, :]).to(kind)
+    p1 = _weight(z1, sigma, live[:, None] & (first + 1 < vocab)[None, :]).to(kind)
+    p2 = _weight(z2, sigma, live[:, None] & (first + 2 < vocab)[None, :]).to(kind)
+    p3 = _weight(z3, sigma, live[:, None] & (first + 3 < vocab)[None, :]).to(kind)
     total = tl.sum(p0.to(tl.float32) + p1.to(tl.float32) + p2.to(tl.float32) + p3.to(tl.float32), axis=1)
     tl.store(sums + stretch.to(tl.int64) * rows + row, total, mask=live)  # of every group, all of them the same
     for tile_h in range(per_group):
@@ -125,7 +125,7 @@ def renoise_embed(ids: Tensor, offsets: Tensor, alpha_bar: Tensor, table: Tensor
     per_group = triton.cdiv(tiles, _GROUPS)
     grid = (stretches, triton.cdiv(tiles, per_group), triton.cdiv(count, _ROWS))
     _stretches[grid](
-        rows, signal, scale, table, part, sums, count, vocab, hidden, per_group, ROWS=_ROWS, QUADS=_QUADS,
+        rows, scale, table, part, sums, count, vocab, hidden, per_group, ROWS=_ROWS, QUADS=_QUADS,
         WIDTH=_WIDTH, EXACT=triton.knobs.runtime.interpret,  # which does not multiply bfloat16
         num_stages=3 if table.dtype == torch.bfloat16 else 1,  # more tiles of float32 do not fit a card's fast memory
     )  # fmt: skip

@@ -20,7 +20,7 @@ SOURCES = [
         for core in (True, False) for public in (True, False)
     ),
     *(
-        (embed._stretches, [I64, F32, F32, table, F32, F32, "i32", "i32", "i32", "i32"],
+        (embed._stretches, [I64, F32, table, F32, F32, "i32", "i32", "i32", "i32"],
          {"ROWS": embed._ROWS, "QUADS": embed._QUADS, "WIDTH": embed._WIDTH, "EXACT": False})
         for table in ("*bf16", "*fp32")
     ),
@@ -33,7 +33,7 @@ SOURCES = [
 for kernel, types, constants in SOURCES:
     signature = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)], strict=True))
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): v for name, v in constants.items()})
-    options = {"num_stages": 1} if kernel is embed._stretches and types[3] == "*fp32" else {}
+    options = {"num_stages": 1} if kernel is embed._stretches and types[2] == "*fp32" else {}
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     if built.metadata.shared > FAST_MEMORY:
         sys.exit(f"{kernel.__name__} needs {built.metadata.shared} bytes of a program's fast memory")
